@@ -1,0 +1,139 @@
+"""Checkpoints: save last and best so that none is ever lost or torn, load safely, resume with the same options.
+
+    save(state, "runs/a", best=True)            # writes last.pt, and best.pt as the same file
+    state = load("runs/a/last.pt")              # tensors and plain values only, never code
+    options = resume_options(typed, state["options"], may_change)
+
+This file needs torch alone and can be copied into any project.
+"""
+
+import argparse
+import csv
+import os
+import platform
+import shutil
+from pathlib import Path
+
+import torch
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be written, read or continued. The message is one line that names the way out."""
+
+
+def save(state, folder, best=False, name="last.pt"):
+    """Write `state` to folder/name, and as folder/best.pt too if it is the best so far; serialized once.
+
+    A reader, and a run killed at any moment, finds the old file or the new one, never a torn one; best.pt is in place
+    before last.pt says so. Raises CheckpointError for a weight that is not finite, or when the disk refuses; the
+    files that were there stay as they were.
+    """
+    broken = [k for k, v in state["model"].items() if v.is_floating_point() and not v.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"not saved: the weights are no longer finite ({broken[0]}); lower --lr")
+    folder = Path(folder)
+    temporary, best_temporary = folder / f"{name}.tmp", folder / "best.pt.tmp"
+    try:
+        # Unlinked, not overwritten: after a kill between the renames it may be a second name of best.pt.
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if best:
+            best_temporary.unlink(missing_ok=True)
+            try:
+                os.link(temporary, best_temporary)
+            except OSError:  # no hard links on this file system
+                shutil.copyfile(temporary, best_temporary)
+                with open(best_temporary, "rb+") as file:
+                    os.fsync(file.fileno())
+            os.replace(best_temporary, folder / "best.pt")
+        os.replace(temporary, folder / name)
+        _sync_folder(folder)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"could not write {folder / name} ({error}); earlier checkpoints are untouched") from error
+
+
+def _sync_folder(folder):
+    if os.name == "posix":  # makes the renames themselves durable; Windows has no such call
+        handle = os.open(folder, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def load(path):
+    """Read a checkpoint that a training script of this repository wrote. Raises CheckpointError."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no such checkpoint: {path}") from error
+    except Exception as error:  # torch.load raises many kinds for files that are something else
+        raise CheckpointError(f"{path} is no checkpoint of this repository: it is damaged, or holds Python objects "
+                              "besides tensors and plain values; nothing in it was executed") from error  # fmt: skip
+    if not (isinstance(state, dict) and {"script", "model", "options"} <= state.keys()):
+        raise CheckpointError(f"{path} holds no run, perhaps bare weights: start from them with --weights {path}")
+    return state
+
+
+def write_csv(rows, path):
+    """Write a list of dicts with the same keys as a CSV file, replacing an earlier one in one step."""
+    temporary = Path(f"{path}.tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+# ---- options of a resumed run
+
+
+def typed_options(parser, argv):
+    """The options that stand on the command line, as a dict: those left at their default are not in it."""
+    untyped = object()
+    blank = argparse.Namespace(**{a.dest: untyped for a in parser._actions})
+    # An option that appends would append to the marker; with None it starts a list of its own.
+    for action in parser._actions:
+        if isinstance(action, argparse._AppendAction):
+            setattr(blank, action.dest, None)
+    typed = vars(parser.parse_args(argv, blank))
+    return {name: value for name, value in typed.items() if value is not untyped and value is not None}
+
+
+def resume_options(typed, saved, may_change):
+    """The options of a resumed run: the saved ones, overridden by those typed. Raises CheckpointError, with both values,
+    for a typed option that differs and is not in `may_change`.
+    """
+    for name, value in typed.items():
+        if name in saved and name not in may_change and saved[name] != value:
+            option = "--" + name.replace("_", "-")
+            raise CheckpointError(f"{option} is {value} but the run was started with {saved[name]}: leave it out to go "
+                                  "on, or start a new run with --output elsewhere")  # fmt: skip
+    return saved | typed
+
+
+# ---- random numbers and the machine
+
+
+def rng_state():
+    """The states of torch's global generators, from which dropout draws."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_rng_state(state):
+    torch.set_rng_state(state["cpu"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def machine():
+    """What bit-identical results depend on besides seed and data: CPU type, threads, version of torch."""
+    cpu = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            cpu = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), cpu)
+    cpu = f"{cpu}, {torch.backends.cpu.get_cpu_capability()}"
+    return {"cpu": cpu, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}

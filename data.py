@@ -1,0 +1,346 @@
+"""Pictures from folders: find and split them, decode, augment, order and batch them, the same on every run.
+
+    images = find_images("./cats_and_dogs", val_split=0.2)      # .classes, .splits["train"] = [(path, label), ...]
+    dataset = ImageList(images.splits["train"], train_transform(224), seed=0)
+    order = SeededBatches(len(dataset), batch_size=32, seed=0, shuffle=True)
+    loader = make_loader(dataset, order, workers=2)
+    order.epoch = 3                                             # before each epoch: another order and augmentation
+    for x, y in batches(loader):                                # uint8 (N, 3, H, W) and int64 (N,)
+        x = to_input(x, device, mean, std)                      # float32, normalized, channels_last
+
+Every random choice is drawn from (seed, epoch, index of the image), so neither the number of workers nor an
+interruption changes what the network sees. This file needs torch, torchvision and what torchvision brings (PIL, NumPy).
+"""
+
+import hashlib
+import os
+import signal
+from collections import Counter, defaultdict, namedtuple
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import InterpolationMode, v2
+
+EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
+
+
+class DataError(Exception):
+    """Pictures or folders that cannot be used. The message is one line that names the way out."""
+
+
+# ---- finding and splitting
+
+Images = namedtuple("Images", "classes splits ignored")
+Images.__doc__ = """classes: sorted names. splits: {"train", "val", maybe "test": [(path, label), ...]}.
+ignored: Counter of the extensions of files that are no pictures."""
+
+
+def find_images(root, val_split=0.2):
+    """List the pictures below `root`, which holds either train/ (and val/, test/), each with one folder per class, or
+    the class folders themselves.
+
+    Without a val/ folder, a share `val_split` of each class is set aside, chosen by a hash of the file's name: the
+    same pictures on every run and machine, and few of them change sides when pictures are added.
+    Raises DataError.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"no such folder: {root}" if not root.exists() else f"{root} is a file, not a folder")
+    ignored = Counter()
+    has_train = (root / "train").is_dir()
+    found = {"train": _classes_in(root / "train" if has_train else root, ignored)}
+    classes = list(found["train"])
+    for split in ("val", "test"):
+        if has_train and (root / split).is_dir():
+            found[split] = _classes_in(root / split, ignored)
+            if list(found[split]) != classes:
+                only = sorted(set(classes) ^ set(found[split]))
+                raise DataError(f"train/ and {split}/ in {root} have different classes: {_some(only)} "
+                                "in one of them only")  # fmt: skip
+    if len(classes) < 2:
+        raise DataError(f"{root / 'train' if has_train else root} holds one class only ('{classes[0]}'): "
+                        "a classifier needs two folders or more, one for each class")  # fmt: skip
+    if "val" not in found:
+        halves = {name: _split(paths, val_split, root) for name, paths in found["train"].items()}
+        found["train"] = {name: train for name, (train, _) in halves.items()}
+        found["val"] = {name: val for name, (_, val) in halves.items()}
+    splits = {
+        split: [(path, label) for label, name in enumerate(classes) for path in found[split][name]]
+        for split in ("train", "val", "test")
+        if split in found
+    }
+    return Images(classes, splits, ignored)
+
+
+def _classes_in(folder, ignored):
+    """{class name: sorted picture paths} for the folders in `folder`."""
+    found = {}
+    for entry in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        found[entry.name] = list_folder(entry, ignored)
+        if not found[entry.name]:
+            raise DataError(f"class folder {entry} holds no pictures ({', '.join(e[1:] for e in EXTENSIONS)})")
+    if not found:
+        raise DataError(f"no class folders in {folder}: put the pictures of each class into a folder named after it")
+    return found
+
+
+def list_folder(folder, ignored=None):
+    """Sorted paths of the pictures in a folder and all folders below it, by extension; hidden ones are left out.
+    ignored: a Counter that takes the extensions of files that are no pictures.
+    """
+    paths = []
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(f for f in files if not f.startswith(".")):
+            if name.lower().endswith(EXTENSIONS):
+                paths.append(os.path.join(where, name))
+            elif ignored is not None:
+                ignored[Path(name).suffix or name] += 1
+    return paths
+
+
+def _split(paths, val_split, root):
+    """Set a share of one class aside: those whose name has the smallest hash."""
+    if len(paths) < 2:
+        raise DataError(f"{Path(paths[0]).parent} holds one picture only: it cannot be split into train and val")
+    count = min(max(1, round(len(paths) * val_split)), len(paths) - 1)
+    by_hash = sorted(paths, key=lambda p: hashlib.sha256(Path(p).relative_to(root).as_posix().encode()).digest())
+    chosen = set(by_hash[:count])
+    return [p for p in paths if p not in chosen], [p for p in paths if p in chosen]
+
+
+def counts(images, split):
+    """Pictures per class in a split, in the order of `images.classes`."""
+    seen = Counter(label for _, label in images.splits[split])
+    return [seen[label] for label in range(len(images.classes))]
+
+
+def describe(images, most=20):
+    """A table of pictures per class and split, with a hint where the classes are imbalanced."""
+    splits = list(images.splits)
+    width = max(len(c) for c in [*images.classes, "class", "total"])
+    columns = [counts(images, s) for s in splits]
+    lines = [f"{'class':<{width}}" + "".join(f"{s:>8}" for s in splits)]
+    rows = list(zip(images.classes, *columns, strict=True))
+    lines += [f"{name:<{width}}" + "".join(f"{n:8d}" for n in ns) for name, *ns in rows[:most]]
+    if len(rows) > most:
+        lines.append(f"... and {len(rows) - most} more classes")
+    lines.append(f"{'total':<{width}}" + "".join(f"{sum(c):8d}" for c in columns))
+    few, many = min(columns[0]), max(columns[0])
+    if many >= 2 * few:
+        lines.append(f"hint: '{images.classes[columns[0].index(many)]}' has {many / few:.1f} times as many training "
+                     f"pictures as '{images.classes[columns[0].index(few)]}': consider --class-weights balanced "
+                     "and --monitor val_macro_f1")  # fmt: skip
+    if images.ignored:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in images.ignored.most_common(5))
+        lines.append(f"note: ignored {sum(images.ignored.values())} files that are no pictures ({kinds})")
+    return "\n".join(lines)
+
+
+def find_duplicates(images):
+    """[(path in train, path in val or test)] of files that are the same byte for byte. Such pictures make the scores
+    look better than they are. Only files of equal size are read, and in full only where their first 4 KiB agree.
+    """
+
+    def start_of(path):
+        with open(path, "rb") as file:
+            return file.read(4096)
+
+    def all_of(path):
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).digest()
+
+    train = [path for path, _ in images.splits["train"]]
+    others = [path for split in ("val", "test") for path, _ in images.splits.get(split, [])]
+    for key in (os.path.getsize, start_of, all_of):
+        by_key = defaultdict(list)
+        for path in others:
+            by_key[key(path)].append(path)
+        pairs = [(path, other) for path in train for other in by_key.get(key(path), ())]
+        train, others = list(dict.fromkeys(p for p, _ in pairs)), list(dict.fromkeys(o for _, o in pairs))
+    return pairs
+
+
+def fingerprint(images):
+    """A short hash of which pictures are in which split and class, by file name: the same when the folder has moved."""
+    names = ((s, images.classes[y], *Path(p).parts[-1:]) for s, found in images.splits.items() for p, y in found)
+    return hashlib.sha256(repr([images.classes, list(names)]).encode()).hexdigest()[:16]
+
+
+def _some(names):
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+# ---- the walk of one image: decode, augment
+
+
+def decode(path, size=None):
+    """Read a picture as a PIL image in mode RGB, upright.
+
+    size: pixels that the shorter side must keep at least; a JPEG is decoded at a half, a quarter or an eighth of its
+    size where that is enough (much faster for a 12-megapixel photograph). EXIF orientation is applied; 16-bit grey is
+    scaled to 8 bits, not clipped; transparent parts become white; of an animation the first frame is taken.
+    """
+    with Image.open(path) as image:
+        if size is not None:
+            image.draft("RGB", (size, size))
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit, 32-bit integer and float grey
+        values = np.asarray(image, dtype=np.float64)
+        white = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255 if values.max() > 1 else 1
+        image = Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def train_transform(image_size, augment="standard", interpolation="bilinear", resize_size=None):
+    """Augmentation of a uint8 tensor (3, H, W) to (3, image_size, image_size).
+
+    "standard": a random crop of 35 to 100 % of the area, 3:4 to 4:3, and a horizontal flip (Szegedy et al., "Going
+    Deeper with Convolutions", 2014, with a larger smallest crop: fine-tuning sets are small). "none": as `eval_transform`.
+    """
+    if augment == "none":
+        return eval_transform(image_size, interpolation, resize_size)
+    crop = v2.RandomResizedCrop(
+        image_size, scale=(0.35, 1.0), interpolation=InterpolationMode(interpolation), antialias=True
+    )
+    return v2.Compose([crop, v2.RandomHorizontalFlip()])
+
+
+def eval_transform(image_size, interpolation="bilinear", resize_size=None):
+    """Resize the shorter side to `resize_size` (default: image_size * 256 / 224) and cut out the centre."""
+    resize = v2.Resize(
+        resize_size or round(image_size * 256 / 224), interpolation=InterpolationMode(interpolation), antialias=True
+    )
+    return v2.Compose([resize, v2.CenterCrop(image_size)])
+
+
+BadImage = namedtuple("BadImage", "path reason")
+
+
+class ImageList(Dataset):
+    """Pictures and labels. Asked for (epoch, index), it decodes picture `index` and augments it with random numbers
+    drawn from (seed, epoch, index). Returns (uint8 tensor, label), or a BadImage for a file that cannot be read: an
+    exception in a worker would arrive as thirty lines of traceback.
+
+    samples: [(path, label), ...]. transform: takes and returns a uint8 tensor (3, H, W). size: see `decode`.
+    """
+
+    def __init__(self, samples, transform, seed=0, size=None):
+        self.samples, self.transform, self.seed, self.size = samples, transform, seed, size
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, key):
+        epoch, index = key
+        path, label = self.samples[index]
+        try:
+            image = decode(path, self.size)
+        except Exception as error:  # PIL's readers raise many kinds for damaged files
+            reason = str(error).partition("\n")[0].replace(f" '{path}'", "") or type(error).__name__
+            return BadImage(str(path), reason)
+        image = v2.functional.pil_to_tensor(image)
+        # Torch's transforms draw from the global generator; fork_rng puts it back as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(mix_seed(self.seed, epoch, index))
+            return self.transform(image), label
+
+
+# ---- order and batches
+
+
+def mix_seed(*numbers):
+    """One 32-bit seed from several numbers, such that close numbers give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+class SeededBatches(Sampler):
+    """Batches of (epoch, index). The order is a permutation drawn from (seed, epoch): set `.epoch` before each epoch.
+
+    A last batch of one picture is merged into the batch before it, since BatchNorm cannot train on a single value.
+    """
+
+    def __init__(self, length, batch_size, seed=0, shuffle=False):
+        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+        self.epoch = 0
+
+    def sizes(self):
+        """The number of pictures in each batch."""
+        full, rest = divmod(self.length, self.batch_size)
+        sizes = [self.batch_size] * full + ([rest] if rest else [])
+        if rest == 1 and full:
+            sizes[-2:] = [self.batch_size + 1]
+        return sizes
+
+    def __len__(self):
+        return len(self.sizes())
+
+    def __iter__(self):
+        order = range(self.length)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
+            order = torch.randperm(self.length, generator=generator).tolist()
+        start = 0
+        for size in self.sizes():
+            yield [(self.epoch, index) for index in order[start : start + size]]
+            start += size
+
+
+def collate(items):
+    """Stack the good pictures of a batch: (uint8 (N, 3, H, W), int64 (N,), [BadImage, ...])."""
+    bad = [item for item in items if isinstance(item, BadImage)]
+    good = [item for item in items if not isinstance(item, BadImage)]
+    if not good:
+        return None, None, bad
+    return torch.stack([image for image, _ in good]), torch.tensor([label for _, label in good]), bad
+
+
+def make_loader(dataset, order, workers=0, pin_memory=False):
+    """A DataLoader over the batches of `order` (a SeededBatches)."""
+    return DataLoader(
+        dataset,
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        worker_init_fn=_leave_ctrl_c_to_the_script,
+        generator=torch.Generator(),  # else each epoch draws from the global one, and dropout depends on it
+    )
+
+
+def _leave_ctrl_c_to_the_script(worker_id):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def batches(loader, skipped=None):
+    """Yield (x, y) from a loader. At the first picture that cannot be read, raise DataError, naming the file; or, given
+    a list `skipped`, append the BadImage there and go on with the rest of its batch.
+    """
+    for x, y, bad in loader:
+        if bad and skipped is None:
+            raise DataError(f"cannot read {bad[0].path} ({bad[0].reason}): repair it or remove it")
+        if bad:
+            skipped.extend(bad)
+        if x is not None:
+            yield x, y
+
+
+def to_input(x, device, mean, std):
+    """Move a batch to the device. uint8 pictures (N, 3, H, W) become float32, normalized by `mean` and `std` (lists of
+    3, for values in 0..1), in channels_last; anything else (features) is moved as it is.
+    """
+    x = x.to(device, non_blocking=True)
+    if x.dtype == torch.uint8:
+        mean = torch.tensor(mean, device=device).view(3, 1, 1) * 255
+        std = torch.tensor(std, device=device).view(3, 1, 1) * 255
+        x = x.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
+    return x

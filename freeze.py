@@ -1,0 +1,210 @@
+"""Freezing: find the head, choose what trains, thaw it later, and give each part its learning rate.
+
+    head = find_head(model)                      # 'fc' in a ResNet, 'classifier.6' in a VGG
+    freeze(model, "backbone", head)              # everything but the head: requires_grad = False
+    train_mode(model)                            # model.train(), and eval() on every frozen part
+    thaw(model, "layer4")                        # later: train this part too; then train_mode(model) again
+
+A part is frozen when two things hold: its parameters have `requires_grad = False`, *and* it is in `eval()`. The first
+alone leaves every BatchNorm updating its running statistics in `train()` mode, so that the "frozen" network drifts.
+
+This file needs torch alone and can be copied into any project.
+"""
+
+import fnmatch
+
+from torch import nn
+
+
+class FreezeError(Exception):
+    """A freeze specification that cannot be followed. The message is one line that names the way out."""
+
+
+def find_head(model):
+    """Return the dotted name of the head: the last `nn.Linear`, or in a network without one (SqueezeNet) the last
+    `nn.Conv2d`. Use `model.get_submodule(name)` and `model.set_submodule(name, layer)` to reach and replace it.
+    """
+    for kind in (nn.Linear, nn.Conv2d):
+        names = [name for name, module in model.named_modules() if isinstance(module, kind)]
+        if names:
+            return names[-1]
+    raise FreezeError(f"{type(model).__name__} has no Linear and no Conv2d layer that could be its head")
+
+
+def layer_groups(model, head):
+    """Split the parameters into the groups that people freeze and thaw: `conv1, bn1, layer1, ... fc` in a ResNet,
+    `features.0, ... features.8, classifier.1` in an EfficientNet.
+
+    Starts from the top-level children and opens the largest group as long as there are fewer than five, or one holds
+    more than 90 % of all parameters. Returns {group name: [parameter names]} in the order of the network; the last
+    one is the head.
+    """
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    groups = {}
+
+    def children_of(prefix):
+        depth = prefix.count(".") + 1 if prefix else 0
+        return list(dict.fromkeys(".".join(n.split(".")[: depth + 1]) for n in sizes if _under(n, prefix)))
+
+    names = children_of("")
+    while True:
+        groups = {name: [n for n in sizes if _under(n, name)] for name in names}
+        total = {name: sum(sizes[n] for n in members) for name, members in groups.items()}
+        # A single layer (its parameters sit right on it) stays whole, and so does the head.
+        open_able = [n for n in names if n != head and n not in sizes and not _is_layer(model.get_submodule(n))]
+        largest = max(open_able, key=total.get, default=None)
+        holds_head = [n for n in names if n != head and head.startswith(n + ".")]
+        if holds_head:
+            largest = holds_head[0]
+        elif largest is None or (len(names) >= 5 and total[largest] <= 0.9 * sum(total.values())):
+            break
+        at = names.index(largest)
+        names[at : at + 1] = children_of(largest)
+    groups[head] = groups.pop(head)
+    return groups
+
+
+def select(model, spec, head):
+    """Return the names of the parameters that `spec` stands for, in the order of the network.
+
+    spec: comma-separated; each part one of
+        none | all | backbone       nothing | everything | everything but the head
+        conv | bn                   all convolutions | all BatchNorms
+        to:LAYER                    from the input up to and including LAYER
+        layer1 or layer4.0.conv1    a module or parameter by its dotted name, with all under it (never `layer10`)
+        *.bn1 or features.[0-3]     a glob over dotted names
+    Raises FreezeError, with the names there are, for a part that matches no parameter.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    chosen = set()
+    for part in (p.strip() for p in spec.split(",")):
+        if part == "none":
+            continue
+        if part == "all":
+            matched = names
+        elif part == "backbone":
+            matched = [n for n in names if not _under(n, head)]
+        elif part in ("conv", "bn"):
+            kind = nn.modules.conv._ConvNd if part == "conv" else nn.modules.batchnorm._BatchNorm
+            layers = [name for name, module in model.named_modules() if isinstance(module, kind)]
+            matched = [n for n in names if n.rpartition(".")[0] in layers]
+        elif part.startswith("to:"):
+            inside = [i for i, n in enumerate(names) if _under(n, part.removeprefix("to:"))]
+            matched = names[: inside[-1] + 1] if inside else []
+        elif any(c in part for c in "*?["):
+            matched = [n for n in names if any(fnmatch.fnmatchcase(p, part) for p in _prefixes(n))]
+        else:
+            matched = [n for n in names if _under(n, part)] if part else []
+        if not matched:
+            there_are = ", ".join(layer_groups(model, head))
+            raise FreezeError(f"'{part}' matches no layer of this {type(model).__name__} that has parameters; "
+                              f"there are: {there_are} (and the dotted names inside them)")  # fmt: skip
+        chosen.update(matched)
+    return [n for n in names if n in chosen]
+
+
+def freeze(model, spec, head):
+    """Set `requires_grad = False` on what `spec` (see `select`) stands for, except the head, and `True` on the rest.
+    Call `train_mode(model)` before training, and never `model.train()` alone.
+    """
+    frozen = {n for n in select(model, spec, head) if not _under(n, head)}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+        if name in frozen:
+            parameter.grad = None  # an optimizer skips a parameter without a gradient
+
+
+def thaw(model, spec, head):
+    """Set `requires_grad = True` on what `spec` (see `select`) stands for. Returns the number of parameters that were
+    frozen before. All parameters are in the optimizer from the start, so nothing else has to be done.
+    """
+    parameters = dict(model.named_parameters())
+    thawed = [parameters[n] for n in select(model, spec, head) if not parameters[n].requires_grad]
+    for parameter in thawed:
+        parameter.requires_grad_(True)
+    return sum(p.numel() for p in thawed)
+
+
+def parse_thaws(specs):
+    """`["3:layer4", "5:all"]` -> `{3: "layer4", 5: "all"}`: what thaws at the start of which epoch (the first is 0)."""
+    thaws = {}
+    for text in specs:
+        epoch, colon, names = text.partition(":")
+        if not (colon and epoch.strip().isdecimal() and names.strip()):
+            raise FreezeError(f"'{text}' is not EPOCH:NAMES, as in 3:layer4 or 5:all")
+        thaws[int(epoch)] = ",".join(filter(None, [thaws.get(int(epoch)), names.strip()]))
+    return dict(sorted(thaws.items()))
+
+
+def train_mode(model):
+    """`model.train()`, followed by `eval()` on every frozen part, so that its running statistics do not move and its
+    dropout and stochastic depth are off. Call it at the start of each epoch and after each thaw; it also works on a
+    model wrapped in DataParallel or DistributedDataParallel.
+
+    A module is a frozen part when it has parameters and none of them trains. A layer without parameters follows the
+    module around it: the Dropout beside a trained head stays live, the one inside a frozen block does not.
+    """
+    model.train()
+    _eval_frozen_parts(model)
+    return model
+
+
+def _eval_frozen_parts(module):
+    trains = [p.requires_grad for p in module.parameters()]
+    if trains and not any(trains):
+        module.eval()
+    elif trains:
+        for child in module.children():
+            _eval_frozen_parts(child)
+
+
+def param_groups(model, head, weight_decay=0.0, backbone_lr_scale=1.0):
+    """Parameter groups for an optimizer: backbone and head, each with and without weight decay.
+
+    Every parameter is in, frozen or not: an optimizer passes over those without a gradient, and a thaw needs no new
+    group. Each group carries `lr_scale` (backbone_lr_scale or 1); the loop sets `lr = lr_scale * lr_at(step)`.
+    A lower rate for the backbone: Howard and Ruder, "Universal Language Model Fine-tuning", 2018 (discriminative
+    fine-tuning). Biases and norm layers (all one-dimensional) get no decay: He et al., "Bag of Tricks", 2019.
+    """
+    groups = {}
+    for name, parameter in model.named_parameters():
+        in_head, decays = _under(name, head), parameter.ndim > 1
+        key = ("head" if in_head else "backbone") + ("" if decays else ", no decay")
+        settings = {"lr_scale": 1.0 if in_head else backbone_lr_scale, "weight_decay": weight_decay if decays else 0.0}
+        groups.setdefault(key, {"name": key, "params": [], **settings})["params"].append(parameter)
+    return list(groups.values())
+
+
+def group_table(model, head, lr=None, backbone_lr_scale=1.0):
+    """One line per layer group: its parameters, whether it trains, and at which rate (if `lr` is given)."""
+    parameters = dict(model.named_parameters())
+    rows = []
+    for name, members in layer_groups(model, head).items():
+        count = sum(parameters[n].numel() for n in members)
+        training = sum(parameters[n].numel() for n in members if parameters[n].requires_grad)
+        state = "trains" if training == count else "frozen" if training == 0 else f"{training:,} train"
+        rate = "" if lr is None or not training else f"{lr * (1.0 if name == head else backbone_lr_scale):g}"
+        rows.append((name + (" (head)" if name == head else ""), f"{count:,}", state, rate))
+    total = sum(p.numel() for p in parameters.values())
+    training = sum(p.numel() for p in parameters.values() if p.requires_grad)
+    rows.append(("total", f"{total:,}", f"{training:,} train", ""))
+    rows.insert(0, ("layer", "parameters", "state", "" if lr is None else "learning rate"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = (f"{n:<{widths[0]}}  {c:>{widths[1]}}  {s:<{widths[2]}}  {r}".rstrip() for n, c, s, r in rows)
+    return "\n".join(lines)
+
+
+def _under(name, prefix):
+    return not prefix or name == prefix or name.startswith(prefix + ".")
+
+
+def _prefixes(name):
+    """`layer4.0.bn1.weight` -> layer4, layer4.0, layer4.0.bn1, layer4.0.bn1.weight"""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _is_layer(module):
+    return any(True for _ in module.parameters(recurse=False)) and not any(
+        True for child in module.children() for _ in child.parameters()
+    )

@@ -1,0 +1,62 @@
+"""Classification metrics from a confusion matrix.
+
+    confusion = confusion_matrix(predictions, labels, num_classes=2)
+    scores(confusion)["macro_f1"]
+    print(report(confusion, ["cat", "dog"]))
+
+This file needs torch alone and can be copied into any project.
+"""
+
+import torch
+
+
+def confusion_matrix(predictions, labels, num_classes):
+    """Count pairs: entry [t, p] is the number of samples of true class t that were predicted as p.
+
+    predictions, labels: int64 tensors (N,) with values in 0..num_classes-1. Returns int64 (num_classes, num_classes).
+    """
+    if predictions.shape != labels.shape:
+        raise ValueError(f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} differ in shape")
+    return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def precision_recall_f1(confusion):
+    """Per-class precision, recall and F1, each a float64 tensor (C,). A ratio 0/0 counts as 0."""
+    hits = confusion.diagonal().double()
+    predicted, true = confusion.sum(0), confusion.sum(1)
+    return (hits / predicted.clamp(min=1), hits / true.clamp(min=1), 2 * hits / (predicted + true).clamp(min=1))
+
+
+def scores(confusion):
+    """{"accuracy", "macro_f1"}: fractions of 1. Macro F1 is the plain mean of the classes' F1, so that a rare class
+    counts as much as a frequent one.
+    """
+    f1 = precision_recall_f1(confusion)[2]
+    accuracy = confusion.diagonal().sum() / confusion.sum().clamp(min=1)
+    return {"accuracy": accuracy.item(), "macro_f1": f1.mean().item()}
+
+
+def report(confusion, classes, most=20):
+    """A table of precision, recall, F1 and support per class, then the confusion matrix (rows: truth); with more than
+    `most` classes, the most frequent confusions instead.
+    """
+    width = max(len(c) for c in [*classes, "macro mean"])
+    table = torch.stack(precision_recall_f1(confusion), dim=1)
+    lines = [f"{'class':<{width}}  precision  recall      F1  images"]
+    for name, (precision, recall, f1), n in zip(classes, table.tolist(), confusion.sum(1).tolist(), strict=True):
+        lines.append(f"{name:<{width}}  {precision:9.4f}  {recall:6.4f}  {f1:6.4f}  {n:6d}")
+    precision, recall, f1 = table.mean(0).tolist()
+    lines.append(f"{'macro mean':<{width}}  {precision:9.4f}  {recall:6.4f}  {f1:6.4f}  {int(confusion.sum()):6d}")
+    if len(classes) <= most:
+        cell = max(8, *(len(c) + 2 for c in classes))
+        lines += ["", f"{'truth, predicted':<{max(width, 17)}}" + "".join(f"{c:>{cell}}" for c in classes)]
+        for name, row in zip(classes, confusion.tolist(), strict=True):
+            lines.append(f"{name:<{max(width, 17)}}" + "".join(f"{n:>{cell}}" for n in row))
+    else:
+        wrong = confusion.clone().fill_diagonal_(0)
+        counts, places = wrong.flatten().topk(10)
+        lines += ["", "most frequent confusions (truth -> predicted):"]
+        for n, place in zip(counts.tolist(), places.tolist(), strict=True):
+            if n:
+                lines.append(f"{n:6d}  {classes[place // len(classes)]} -> {classes[place % len(classes)]}")
+    return "\n".join(lines)

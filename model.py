@@ -1,0 +1,249 @@
+"""Networks by name: build one, load its weights, know its preprocessing and its best precision.
+
+    pretrained = load_pretrained("DEFAULT", "resnet18")              # or a torchvision weights name, none, a file
+    model = build("resnet18", **build_options("resnet18", 224, pretrained))
+    ... replace the head ...
+    left_out = load_weights(model, pretrained["state_dict"], head="fc")
+
+This file needs torch and torchvision alone and can be copied into any project.
+"""
+
+import difflib
+import os
+import re
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+import torchvision
+from torch import nn
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class ModelError(Exception):
+    """A network or weights that cannot be had. The message is one line that names the way out."""
+
+
+def model_names():
+    """The names of torchvision's classification models."""
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def check_name(name):
+    """Raise ModelError, naming close matches, unless `name` is a torchvision classification model."""
+    if name not in model_names():
+        close = difflib.get_close_matches(name.lower().replace("-", "_"), model_names(), n=4, cutoff=0.5)
+        hint = f"did you mean {', '.join(close)}?" if close else f"there are: {', '.join(model_names())}"
+        raise ModelError(f"unknown model '{name}': {hint}")
+
+
+# ---- pretrained weights
+
+
+def load_pretrained(weights, name):
+    """Find pretrained weights for the network `name` and the preprocessing they were trained with.
+
+    weights: `none`; DEFAULT or another torchvision weights name (downloaded once by torch.hub into its cache); or a
+    local .pt/.pth file: a bare `state_dict`, or a checkpoint that holds one under `model` or `state_dict`.
+    Returns a dict: state_dict (None for `none`), classes (list of names, None if unknown), source (words), image_size
+    and resize_size (pixels, for evaluation), mean, std, interpolation, imagenet_input (see `build_options`).
+    Raises ModelError; a network is never left at random weights because a download failed.
+    """
+    check_name(name)
+    pretrained = {"state_dict": None, "classes": None, "source": "none: random weights", "image_size": 224,
+                  "resize_size": 256, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bilinear",
+                  "imagenet_input": False}  # fmt: skip
+    enum = torchvision.models.get_model_weights(name)
+    if weights.lower() == "none":
+        return pretrained | _preset(enum.DEFAULT)
+    is_file = Path(weights).exists() or Path(weights).suffix in (".pt", ".pth") or os.sep in weights
+    if not is_file:
+        chosen = weights.rpartition(".")[2]
+        if chosen not in enum.__members__:
+            raise ModelError(f"{name} has no weights '{weights}': there are {', '.join(['DEFAULT', *enum.__members__])}, "
+                             "none, or the path of a local .pt or .pth file")  # fmt: skip
+        entry = enum[chosen]
+        try:
+            state_dict = entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        except (URLError, OSError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ModelError(f"could not download {entry} ({reason}): fetch {entry.url} elsewhere and give the file as "
+                             "--weights FILE, or train from random weights with --weights none") from error  # fmt: skip
+        return pretrained | _preset(entry) | {"state_dict": state_dict, "source": str(entry), "imagenet_input": True}
+
+    holder = read_file(weights)
+    state_dict = next((holder[k] for k in ("model", "state_dict") if isinstance(holder.get(k), dict)), holder)
+    if not state_dict or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
+        raise ModelError(f"{weights} holds no weights: neither a bare state_dict nor one under 'model'")
+    # A file that torchvision published is known by its name, so its own preprocessing applies.
+    for entry in enum:
+        if Path(entry.url).name == Path(weights).name:
+            pretrained |= _preset(entry) | {"imagenet_input": True}
+    if isinstance(holder.get("preprocessing"), dict):  # one of our checkpoints
+        pretrained |= holder["preprocessing"] | {"classes": holder.get("classes")}
+        pretrained["imagenet_input"] = holder["network"]["options"].get("transform_input", False)
+        if holder["network"]["name"] != name:
+            raise ModelError(f"{weights} holds a {holder['network']['name']}, not a {name}: "
+                             f"give --model {holder['network']['name']}")  # fmt: skip
+    return pretrained | {"state_dict": state_dict, "source": str(weights)}
+
+
+def read_file(path):
+    """Read a dict from a .pt/.pth file with `weights_only=True`: tensors and plain values, never code."""
+    try:
+        holder = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ModelError(f"no such file: {path}") from error
+    except Exception as error:  # torch.load raises many kinds for files that are something else
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise ModelError(f"{path} holds Python objects besides tensors and was refused, nothing in it was executed: "
+                             "save `model.state_dict()` where you trust the file, and give that") from error  # fmt: skip
+        raise ModelError(f"{path} is not a file that torch.save wrote, or is damaged") from error
+    if not isinstance(holder, dict):
+        raise ModelError(f"{path} holds a {type(holder).__name__}, not a state_dict")
+    return holder
+
+
+def _preset(entry):
+    """The preprocessing that a torchvision weights entry was evaluated with."""
+    preset = entry.transforms()
+    return {"image_size": preset.crop_size[0], "resize_size": preset.resize_size[0], "mean": list(preset.mean),
+            "std": list(preset.std), "interpolation": preset.interpolation.value}  # fmt: skip
+
+
+# ---- building and loading
+
+
+def build_options(name, image_size, pretrained=None):
+    """What must be known besides its name and class count to build the network again; a dict of plain values, kept in
+    the checkpoint. Not in any state_dict: the size a ViT or MaxViT is built for, and the `transform_input` of
+    GoogLeNet and Inception, whose ImageNet weights expect the input scaled to (-1, 1).
+    """
+    if name.startswith("vit_"):
+        return {"image_size": image_size}
+    if name == "maxvit_t":
+        return {"input_size": [image_size, image_size]}
+    if name in ("googlenet", "inception_v3"):
+        # The auxiliary heads exist for training from the first layer on; they are left out.
+        return {"aux_logits": False, "transform_input": bool(pretrained and pretrained["imagenet_input"])}
+    return {}
+
+
+def build(name, **options):
+    """Build a torchvision classification network with random weights.
+
+    options: `num_classes` (default: torchvision's 1000) and what `build_options` returns. Raises ModelError.
+    """
+    check_name(name)
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # Inception announces another initialization
+            model = torchvision.models.get_model(name, weights=None, **options)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = (str(error) or "the size does not fit").partition("\n")[0]
+        raise ModelError(f"{name} cannot be built with {options}: {reason}") from error
+    if name.startswith("squeezenet"):
+        model.classifier[2] = nn.Identity()  # a ReLU behind the head: scores could not go below zero, a fresh head can die
+    return model
+
+
+def load_weights(model, state_dict, head):
+    """Copy `state_dict` (any float type) into `model`, whose head is the layer named `head`.
+
+    A head of another shape is left out. Returns a line that says so, or None. Any other mismatch raises ModelError
+    with the keys, and so does a weight that is not finite.
+    """
+    metadata = getattr(state_dict, "_metadata", {"": {"version": model._version}})
+    state_dict = OrderedDict(state_dict)
+    # `module.` stands before every key when a DataParallel model was saved, `_orig_mod.` for a compiled one.
+    for prefix in ("module.", "_orig_mod."):
+        nn.modules.utils.consume_prefix_in_state_dict_if_present(state_dict, prefix)
+    if isinstance(model, torchvision.models.DenseNet):  # published when module names could hold dots
+        old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+        state_dict = OrderedDict((old.sub(r"\1\2", key), value) for key, value in state_dict.items())
+    for key in [k for k in state_dict if k.startswith(("aux1.", "aux2.", "AuxLogits."))]:
+        del state_dict[key]
+    if isinstance(model, torchvision.models.VisionTransformer):
+        state_dict = _fit_position_embedding(model, state_dict)
+
+    own = model.state_dict()
+    keys = [f"{head}.weight", f"{head}.bias"]
+    left_out = None
+    if any(k in state_dict and state_dict[k].shape != own[k].shape for k in keys):
+        left_out = (f"head {head} left out: the file's has {len(state_dict[keys[0]])} outputs, "
+                    f"this task {len(own[keys[0]])}; it starts at random weights")  # fmt: skip
+    elif not any(k in state_dict for k in keys):
+        left_out = f"head {head} is not in the file; it starts at random weights"
+    if left_out:
+        state_dict |= {k: own[k] for k in keys}
+
+    wrong = [f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}" for k, v in state_dict.items()
+             if k in own and v.shape != own[k].shape]  # fmt: skip
+    infinite = [k for k, v in state_dict.items() if v.is_floating_point() and not v.float().isfinite().all()]
+    if infinite:
+        raise ModelError(f"the weights hold values that are not finite: {_some(infinite)}")
+    missing = unexpected = []
+    if not wrong:
+        state_dict._metadata = metadata  # holds layer versions: some layers need theirs (MNASNet, BatchNorm)
+        missing, unexpected = model.load_state_dict(state_dict, strict=False)
+    problems = [f"{what}: {_some(found)}" for what, found in
+                (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)) if found]  # fmt: skip
+    if problems:
+        raise ModelError(f"the weights do not fit this {type(model).__name__}: {'; '.join(problems)}; "
+                         "is --model the network they were made with?")  # fmt: skip
+    return left_out
+
+
+def _fit_position_embedding(model, state_dict):
+    """Interpolate a ViT's position embedding to the image size that `model` was built for."""
+    key = "encoder.pos_embedding"
+    if key in state_dict and state_dict[key].shape != model.encoder.pos_embedding.shape:
+        state_dict[key] = state_dict[key].float()
+        try:
+            return torchvision.models.vision_transformer.interpolate_embeddings(
+                model.image_size, model.patch_size, state_dict)  # fmt: skip
+        except ValueError as error:
+            raise ModelError(f"the position embedding of the weights does not fit: {error}") from error
+    return state_dict
+
+
+def _some(names):
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+@torch.inference_mode()
+def check_image_size(model, size):
+    """Send one black image of size x size pixels through `model`; raise ModelError if it cannot take it."""
+    training = model.training
+    try:
+        model.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{type(model).__name__} cannot take images of {size} x {size} pixels ({reason}): "
+                         "give another --image-size, such as 224") from error  # fmt: skip
+    model.train(training)
+
+
+# ---- precision
+
+
+def auto_precision(model, device):
+    """Choose the precision for `--amp auto`. Returns (`bf16`, `fp16` or `off`, the reason in words)."""
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return "bf16", "this GPU has bf16 units"
+        return "fp16", "this GPU has no bf16 units"
+    if device.type != "cpu":
+        return "off", f"autocast is not used on {device.type}"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    older = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
+    if not (any(capabilities.get(k) for k in ("avx512_bf16", "amx_bf16")) or older()):
+        return "off", "this CPU has no bf16 instructions"
+    if any(m.groups > 1 and m.groups == m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)):
+        return "off", "depthwise convolutions are slower in bf16 on a CPU"
+    return "bf16", "this CPU has bf16 instructions"

@@ -1,0 +1,159 @@
+"""Use a fine-tuned model: pictures in, classes out.
+
+    python predict.py --checkpoint runs/.../best.pt some.jpg a_folder/ 'more/*.png'
+    python predict.py --checkpoint runs/.../best.pt a_folder/ --top-k 3 --csv predictions.csv
+    python predict.py --checkpoint runs/.../best.pt cats_and_dogs/test          # subfolders are classes: scores too
+    python predict.py --checkpoint runs/.../best.pt --weights-only weights.pth  # the bare state_dict, for other programs
+
+A picture that cannot be read is named and passed over; the exit status is then 1. Any other mistake is one line on
+stderr and exit status 2.
+"""
+
+import argparse
+import glob
+import os
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import checkpoint
+import data
+import metrics
+from model import ModelError, auto_precision, build
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
+    add = parser.add_argument
+    add("pictures", nargs="*", metavar="PICTURES", help="picture files, folders (searched to the bottom) and globs")
+    add("--checkpoint", required=True, metavar="FILE", help="best.pt or last.pt of a run of train_classifier.py")
+    add("--top-k", type=int, default=1, metavar="K", help="show the K most probable classes (default %(default)s)")
+    add("--csv", metavar="FILE", help="write the predictions there")
+    add("--weights-only", metavar="FILE", help="write the bare state_dict there; it loads into plain torchvision")
+    add("-b", "--batch-size", type=int, default=32, metavar="N", help="(default %(default)s)")
+    add("-j", "--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="N", help="(default here %(default)s)")
+    add("--amp", choices=["auto", "off", "bf16", "fp16"], default="off", help="mixed precision; off (the default) is exact")
+    add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name")
+    return parser
+
+
+def list_pictures(arguments, classes):
+    """[(path, label)]: what files, folders and globs stand for, in the order given, no file twice. The label is -1, or
+    the class where the picture lies below a subfolder, named like a class, of a given folder whose subfolders with
+    pictures all are classes. Raises data.DataError.
+    """
+    found = {}
+    for argument in arguments:
+        matches = [argument] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True))
+        if not matches:
+            raise data.DataError(f"no such picture, folder or glob: {argument}")
+        for match in matches:
+            if os.path.isfile(match):
+                found.setdefault(match, -1)
+                continue
+            inside = data.list_folder(match)
+            if not inside:
+                raise data.DataError(f"{match} holds no pictures")
+            # match/cat/x.jpg -> "cat"; match/x.jpg -> "x.jpg", which is no class
+            tops = [Path(path).relative_to(match).parts[0] for path in inside]
+            labelled = set(tops) <= set(classes)
+            for path, top in zip(inside, tops, strict=True):
+                found.setdefault(path, classes.index(top) if labelled else -1)
+    return list(found.items())
+
+
+def predict(args):
+    state = checkpoint.load(args.checkpoint)
+    if state["script"] != "train_classifier":
+        raise checkpoint.CheckpointError(f"{args.checkpoint} was written by {state['script']}.py, not by train_classifier.py")
+    classes, preprocessing = state["classes"], state["preprocessing"]
+    if args.weights_only:
+        try:
+            torch.save(state["model"], args.weights_only)
+        except (OSError, RuntimeError) as error:
+            raise checkpoint.CheckpointError(f"cannot write {args.weights_only}: {error}") from error
+        print(f"wrote {args.weights_only}: a state_dict for torchvision's {state['network']['name']} "
+              f"with num_classes={len(classes)}")  # fmt: skip
+        if not args.pictures:
+            return 0
+
+    model = build(state["network"]["name"], num_classes=len(classes), **state["network"]["options"])
+    model.load_state_dict(state["model"])
+    available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(available if args.device == "auto" else args.device)
+        model.to(device, memory_format=torch.channels_last).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"--device {args.device} cannot be used here: try --device {available}") from error
+    precision = auto_precision(model, device)[0] if args.amp == "auto" else args.amp
+    amp_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[precision]
+
+    listed = list_pictures(args.pictures, classes)
+    size = preprocessing["image_size"]
+    transform = data.eval_transform(size, preprocessing["interpolation"], preprocessing["resize_size"])
+    pictures = data.ImageList(listed, transform, size=2 * size)
+    # The "label" that the loader hands on is the picture's place in the list, since bad pictures drop out of a batch.
+    pictures.samples = [(path, place) for place, (path, _) in enumerate(listed)]
+    order = data.SeededBatches(len(listed), args.batch_size)
+    workers = args.workers if len(listed) > args.batch_size else 0  # starting processes costs more than one batch
+    loader = data.make_loader(pictures, order, workers)
+
+    probabilities, good, bad = torch.zeros(len(listed), len(classes)), [], []
+    with torch.inference_mode():
+        for x, places in tqdm(data.batches(loader, bad), "predict", len(order), leave=False, disable=None):
+            x = data.to_input(x, device, preprocessing["mean"], preprocessing["std"])
+            with torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+                outputs = model(x)
+            probabilities[places] = outputs.float().softmax(1).cpu()
+            good += places.tolist()
+
+    for path, reason in bad:
+        print(f"cannot read {path} ({reason}): passed over", file=sys.stderr)
+    labels = torch.tensor([label for _, label in listed])
+    rows = []
+    for place in good:
+        values, guesses = probabilities[place].topk(min(args.top_k, len(classes)))
+        row = {"file": listed[place][0]} | ({"truth": classes[labels[place]]} if (labels >= 0).all() else {})
+        for rank, (value, guess) in enumerate(zip(values.tolist(), guesses.tolist(), strict=True), start=1):
+            ending = "" if rank == 1 else f"_{rank}"
+            row |= {f"prediction{ending}": classes[guess], f"probability{ending}": value}
+        rows.append(row)
+    if rows:
+        cells = [list(rows[0]), *([f"{v:.4f}" if isinstance(v, float) else v for v in row.values()] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for line in cells:
+            print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+        if args.csv:
+            checkpoint.write_csv(rows, args.csv)
+        if (labels >= 0).all():
+            confusion = metrics.confusion_matrix(probabilities[good].argmax(1), labels[good], len(classes))
+            print(f"\naccuracy {metrics.scores(confusion)['accuracy']:.4f} on {len(good)} pictures")
+            print(metrics.report(confusion, classes))
+    return 1 if bad else 0
+
+
+def main(argv=None):
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if not (args.pictures or args.weights_only):
+        parser.error("name pictures, folders or globs to predict, or --weights-only FILE")
+    for option in ("top_k", "batch_size"):
+        if getattr(args, option) < 1:
+            parser.error(f"--{option.replace('_', '-')} must be 1 or more")
+    if args.workers < 0:
+        parser.error("--workers must be 0 or more")
+    try:
+        status = predict(args)
+    except (checkpoint.CheckpointError, data.DataError, ModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Shared by all tests: small drawn pictures, a small network's weights, and ways to run a script and catch its error."""
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+MODEL = "shufflenet_v2_x0_5"  # 0.3 million parameters, with BatchNorm; layers conv1, stage2-4, conv5, fc
+
+
+def draw(path, shape, seed, size=40):
+    """A white ellipse (class "cat") or rectangle (class "dog") on a coloured ground."""
+    rng = random.Random(seed)
+    picture = Image.new("RGB", (size, size), tuple(rng.randrange(160) for _ in range(3)))
+    x, y, r = rng.randint(12, 28), rng.randint(12, 28), rng.randint(7, 11)
+    pen = ImageDraw.Draw(picture)
+    (pen.ellipse if shape == "cat" else pen.rectangle)((x - r, y - r, x + r, y + r), fill="white")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+def draw_folder(root, **per_class):
+    """draw_folder(root, train=8, val=3) draws root/train/cat/cat.0.png ..."""
+    for split, count in per_class.items():
+        for shape in ("cat", "dog"):
+            for i in range(count):
+                draw(root / split / shape / f"{shape}.{i}.png", shape, f"{split}{shape}{i}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """10 / 4 / 3 pictures per class in train/, val/, test/. Not to be changed by a test."""
+    return draw_folder(tmp_path_factory.mktemp("pictures"), train=10, val=4, test=3)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A file with the weights of a 7-class network whose BatchNorms have seen some data."""
+    torch.manual_seed(1)
+    model = torchvision.models.get_model(MODEL, num_classes=7).train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(8, 3, 32, 32))
+    path = tmp_path_factory.mktemp("weights") / "small.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def train(pictures, tmp_path, monkeypatch):
+    """train("--epochs", 2, ...) runs train_classifier.main in this process on small pictures and returns the run
+    folder. Options given replace these; None leaves one out."""
+    import train_classifier
+
+    runs = iter(range(100))
+
+    def run(*options, data=pictures, output=None, **replaced):
+        output = output or tmp_path / f"run{next(runs)}"
+        base = {"model": MODEL, "weights": "none", "image_size": 32, "epochs": 1, "batch_size": 8, "workers": 0, "amp": "off"}
+        argv = ["--data", data, "--output", output]
+        for name, value in (base | replaced).items():
+            argv += [] if value is None else [f"--{name.replace('_', '-')}", value]
+        train_classifier.main([str(a) for a in [*argv, *options]])
+        return output
+
+    return run
+
+
+@pytest.fixture
+def error_of(capsys):
+    """error_of(function, ...) calls it, demands exit status 2 and exactly one line `error: ...` on stderr, and returns
+    that line."""
+
+    def call(function, *args, **kwargs):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            function(*args, **kwargs)
+        captured = capsys.readouterr()
+        assert stopped.value.code == 2
+        assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
+        return captured.err.strip()
+
+    return call
+
+
+def read(file):
+    return torch.load(file, weights_only=True)
+
+
+def changed(before, after):
+    """The keys of two state_dicts whose tensors are not bit-identical."""
+    assert before.keys() == after.keys()
+    return {k for k in before if not torch.equal(before[k], after[k])}

@@ -1,0 +1,456 @@
+"""Fine-tune a torchvision network to tell classes of pictures apart: the full loop, top to bottom, in plain PyTorch.
+
+    python train_classifier.py --data ./cats_and_dogs --freeze backbone            # train the new head alone
+    python train_classifier.py --data ./cats_and_dogs                              # train everything
+    python train_classifier.py --data ./cats_and_dogs --freeze backbone --unfreeze 3:layer4 --unfreeze 6:all
+    python train_classifier.py --model efficientnet_b0 --list-layers               # the names to freeze and thaw
+    python train_classifier.py --resume runs/train_classifier/.../last.pt          # go on after an interruption
+
+--data holds train/ and val/ (and test/), or is one folder to be split; in them one folder of pictures per class. What
+comes out lies in --output: best.pt and last.pt, history.csv (one row per epoch), args.json, the predictions.
+
+Errors are one line, exit status 2: folders without classes, classes that differ between the splits, a picture that
+cannot be read, weights that do not fit or cannot be had, a layer name that matches nothing, a run that diverged.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import checkpoint
+import data
+import freeze
+import losses
+import metrics
+from model import (ModelError, auto_precision, build, build_options, check_image_size, load_pretrained,
+                   load_weights)  # fmt: skip
+
+# ---- 1 arguments ----------------------------------------------------------------------------------------------------
+
+DEFAULT_LR = {"sgd": 1e-2, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-4, "adagrad": 1e-2}
+# A resumed run may change these and nothing else: the rest decides what has been learned so far.
+MAY_CHANGE = {"data", "epochs", "lr", "backbone_lr_scale", "weight_decay", "patience", "unfreeze", "workers", "device",
+              "output", "resume", "log_every", "batch_size", "accumulate"}  # fmt: skip
+
+
+def number(kind, low, high=math.inf):
+    """An argparse type: an int or float from low to high."""
+
+    def parse(text):
+        value = kind(text)
+        if not (low <= value <= high and math.isfinite(value)):
+            bounds = f"{low} or more" if high == math.inf else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {bounds}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it when the text is no number at all
+    return parse
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)  # fmt: skip
+    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
+
+    add = parser.add_argument_group("data").add_argument
+    add("--data", metavar="DIR", help="train/ and val/ (and test/), or one folder of class folders, split by --val-split")
+    add("--val-split", type=number(float, 0.01, 0.99), default=0.2, metavar="SHARE",
+        help="share of each class set aside where there is no val/ (default %(default)s)")  # fmt: skip
+    add("--image-size", type=number(int, 1), metavar="N",
+        help="pixels (default: the evaluation size of the weights; 224 for a bare local file)")  # fmt: skip
+    add("--augment", choices=["none", "standard"], default="standard",
+        help="standard: random crop and horizontal flip (default)")  # fmt: skip
+    add("-b", "--batch-size", type=number(int, 1), default=32, metavar="N", help="pictures per batch (default %(default)s)")
+    add("-j", "--workers", type=number(int, 0), default=min(4, os.cpu_count() or 1), metavar="N",
+        help="processes that decode pictures; does not change the result (default here %(default)s)")  # fmt: skip
+
+    add = parser.add_argument_group("network").add_argument
+    add("--model", default="resnet18", metavar="NAME", help="any torchvision classification model (default %(default)s)")
+    add("--weights", default="DEFAULT", metavar="W", help="DEFAULT | a torchvision weights name | none | a local .pt/.pth file")
+
+    add = parser.add_argument_group("freezing").add_argument
+    add("--freeze", default="none", metavar="SPEC", help="none | backbone | conv | bn | to:LAYER | names or patterns, "
+        "comma-separated, such as conv1,layer1 or '*.bn1'; the new head always trains (default %(default)s)")  # fmt: skip
+    add("--unfreeze", action="append", default=[], metavar="EPOCH:NAMES",
+        help="what thaws at the start of that epoch; the first epoch is 0; repeatable: 3:layer4, 5:all")  # fmt: skip
+    add("--list-layers", action="store_true", help="print the layers, what is frozen and the rates; do not train")
+
+    add = parser.add_argument_group("loss").add_argument
+    add("--label-smoothing", type=number(float, 0, 1), default=0.0, metavar="E", help="(default %(default)s)")
+    add("--class-weights", metavar="W", help="balanced | CLASS=W,... such as dog=10,cat=1 (a missed dog costs 10)")
+    add("--class-weight-mean", choices=["weighted", "plain"], default="weighted", help="divide the batch's weighted loss "
+        "by the sum of weights, as nn.CrossEntropyLoss does (default), or by the number of pictures")  # fmt: skip
+    add("--l1", type=number(float, 0), default=0.0, metavar="L", help="L1 penalty on trainable weights; try 1e-6 to 1e-5")
+
+    add = parser.add_argument_group("optimizer").add_argument
+    add("--optimizer", choices=list(DEFAULT_LR), default="adamw", help="(default %(default)s)")
+    add("--lr", type=number(float, 0), metavar="LR", help="learning rate of the head (default: " + ", ".join(
+        f"{name} {lr:g}" for name, lr in DEFAULT_LR.items()) + ")")  # fmt: skip
+    add("--backbone-lr-scale", type=number(float, 0), metavar="S",
+        help="the backbone's rate is LR * S (default 0.1; 1 with --weights none)")  # fmt: skip
+    add("--momentum", type=number(float, 0, 1), metavar="M", help="sgd (default 0.9) and rmsprop (default 0) only")
+    add("--wd", "--weight-decay", dest="weight_decay", type=number(float, 0), default=1e-2, metavar="D",
+        help="on weights, not on biases and norm layers; decoupled in adamw, L2 elsewhere (default %(default)s)")  # fmt: skip
+    add("--schedule", choices=["cosine", "step", "constant", "plateau"], default="cosine", help="(default %(default)s)")
+    add("--warmup-epochs", type=number(float, 0), default=0.5, metavar="N", help="linear warm-up (default %(default)s)")
+    add("--step-epochs", type=number(int, 1), default=3, metavar="N", help="step: epochs between cuts (default %(default)s)")
+    add("--plateau-epochs", type=number(int, 1), default=2, metavar="N",
+        help="plateau: epochs without a better --monitor before a cut (default %(default)s)")  # fmt: skip
+    add("--gamma", type=number(float, 0, 1), default=0.1, metavar="G", help="step and plateau: factor of a cut (default %(default)s)")
+    add("--accumulate", type=number(int, 1), default=1, metavar="N", help="batches per optimizer step (default %(default)s)")
+    add("--clip-grad", type=number(float, 0), default=0.0, metavar="NORM", help="clip the gradient norm (default: off)")
+
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=number(int, 1), default=10, metavar="N", help="(default %(default)s)")
+    add("--monitor", choices=["val_loss", "val_accuracy", "val_macro_f1"], default="val_accuracy",
+        help="what chooses best.pt and stops early (default %(default)s)")  # fmt: skip
+    add("--patience", type=number(int, 0), default=0, metavar="N",
+        help="stop after N epochs without a better --monitor (default 0: never)")  # fmt: skip
+    add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="mixed precision (default %(default)s)")
+    add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name such as cuda:0")
+    add("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="(default %(default)s)")
+
+    add = parser.add_argument_group("saving").add_argument
+    add("--output", metavar="DIR", help="the run folder (default runs/train_classifier/<time>)")
+    add("--resume", nargs="?", const="", metavar="FILE", help="go on from FILE; without FILE from --output's last.pt "
+        "if there is one, else start afresh; options not typed come from the checkpoint")  # fmt: skip
+    add("--log-every", type=number(int, 1), default=10, metavar="N", help="optimizer steps between looks at the loss "
+        "(default %(default)s)")  # fmt: skip
+    return parser
+
+
+def read_arguments(argv):
+    """Returns the options and, for a resumed run, the loaded checkpoint (else None)."""
+    parser = build_parser()
+    args, typed, saved = parser.parse_args(argv), checkpoint.typed_options(parser, argv), None
+    if args.resume is not None:
+        if not (args.resume or args.output):
+            parser.error("--resume without a file needs --output, the folder of the run to go on with")
+        file = Path(args.resume or Path(args.output, "last.pt"))
+        if args.resume or file.exists():
+            saved = checkpoint.load(file)
+            if saved["script"] != "train_classifier":
+                parser.error(f"{file} was written by {saved['script']}.py: resume it there")
+            args = argparse.Namespace(**vars(args) | checkpoint.resume_options(typed, saved["options"], MAY_CHANGE))
+            args.output = typed.get("output", str(file.parent))
+    if not args.data and not args.list_layers:
+        parser.error("--data is needed: a folder with one folder of pictures per class")
+    for option, applies, what in (
+        ("momentum", args.optimizer in ("sgd", "rmsprop"), "--optimizer sgd and rmsprop"),
+        ("class_weight_mean", args.class_weights, "--class-weights"),
+        ("step_epochs", args.schedule == "step", "--schedule step"),
+        ("plateau_epochs", args.schedule == "plateau", "--schedule plateau"),
+        ("gamma", args.schedule in ("step", "plateau"), "--schedule step and plateau"),
+        ("unfreeze", args.freeze != "none", "something frozen by --freeze"),
+    ):
+        if option in typed and not applies:
+            parser.error(f"--{option.replace('_', '-')} only has a meaning with {what}")
+    args.output = args.output or time.strftime("runs/train_classifier/%Y-%m-%d_%H-%M-%S")
+    if saved is None and Path(args.output, "last.pt").exists():
+        parser.error(f"{args.output} already holds a run: add --resume to go on with it, or give another --output")
+    return args, saved
+
+
+def train(args, saved):
+    # ---- 2 device and processes -------------------------------------------------------------------------------------
+    available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(available if args.device == "auto" else args.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"--device {args.device} cannot be used here: try --device {available}") from error
+    gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
+    torch.manual_seed(args.seed)  # the new head's weights, dropout
+
+    # ---- 3 data -----------------------------------------------------------------------------------------------------
+    images = data.find_images(args.data, args.val_split)
+    classes = images.classes
+    if saved and (saved["classes"], saved["data"]) != (classes, data.fingerprint(images)):
+        raise data.DataError(f"the pictures in {args.data} are not those the run was started with: bring them back, or "
+                             f"start a new run from its weights with --weights {args.output}/last.pt")  # fmt: skip
+    print(data.describe(images))
+    for in_train, elsewhere in (same := data.find_duplicates(images))[:3]:
+        print(f"warning: the same picture twice, the scores are too good: {in_train} and {elsewhere}")
+    if len(same) > 3:
+        print(f"warning: ... and {len(same) - 3} more such pairs")
+
+    # ---- 4 model and head -------------------------------------------------------------------------------------------
+    if saved:
+        preprocessing, network_options = saved["preprocessing"], saved["network"]["options"]
+    else:
+        pretrained = load_pretrained(args.weights, args.model)
+        preprocessing = {k: pretrained[k] for k in ("image_size", "resize_size", "mean", "std", "interpolation")}
+        if args.image_size:
+            ratio = preprocessing["resize_size"] / preprocessing["image_size"]
+            preprocessing |= {"image_size": args.image_size, "resize_size": round(args.image_size * ratio)}
+        network_options = build_options(args.model, preprocessing["image_size"], pretrained)
+    model = build(args.model, **network_options)
+
+    head = freeze.find_head(model)  # "fc" in a ResNet, "classifier.6" in a VGG, "heads.head" in a ViT
+    old = model.get_submodule(head)
+    if isinstance(old, nn.Conv2d):  # SqueezeNet classifies with a 1x1 convolution
+        model.set_submodule(head, nn.Conv2d(old.in_channels, len(classes), kernel_size=1))
+    else:
+        model.set_submodule(head, nn.Linear(old.in_features, len(classes)))
+    check_image_size(model, preprocessing["image_size"])
+
+    if saved:
+        model.load_state_dict(saved["model"])
+    elif pretrained["state_dict"]:
+        if pretrained["classes"] not in (None, classes):  # a checkpoint of other classes: its head means something else
+            pretrained["state_dict"] = {k: v for k, v in pretrained["state_dict"].items() if not k.startswith(head + ".")}
+        left_out = load_weights(model, pretrained["state_dict"], head)
+        print(f"weights: {pretrained['source']}; {left_out or f'head {head} kept, it fits'}")
+    model.to(device, memory_format=torch.channels_last)
+
+    # ---- 5 freezing -------------------------------------------------------------------------------------------------
+    freeze.freeze(model, args.freeze, head)
+    thaws = freeze.parse_thaws(args.unfreeze)
+    start_epoch = saved["epoch"] if saved else 0
+    if saved:  # past thaws are history, future ones may be planned anew
+        past = {e: names for e, names in freeze.parse_thaws(saved["options"]["unfreeze"]).items() if e < start_epoch}
+        if {e: names for e, names in thaws.items() if e < start_epoch} not in ({}, past):
+            raise freeze.FreezeError(f"--unfreeze cannot change what has thawed before epoch {start_epoch}: {past}")
+        thaws = past | {e: names for e, names in thaws.items() if e >= start_epoch}
+    for epoch, names in thaws.items():
+        freeze.select(model, names, head)  # a misspelt name is an error now, not hours later
+        if epoch >= args.epochs:
+            raise freeze.FreezeError(f"--unfreeze {epoch}:{names} never happens: the last epoch is {args.epochs - 1}")
+        if epoch < start_epoch:
+            freeze.thaw(model, names, head)
+    if args.weights.lower() == "none" and args.freeze != "none":
+        print("warning: --freeze with --weights none keeps random layers as they are; they learn nothing")
+
+    # ---- 6 loss -----------------------------------------------------------------------------------------------------
+    weight = losses.class_weights(args.class_weights, classes, data.counts(images, "train"))
+    criterion = losses.CrossEntropy(weight, mean=args.class_weight_mean, label_smoothing=args.label_smoothing).to(device)
+    # Your own loss: any callable (logits (N, C) float32, labels (N,) int64) -> scalar can stand here instead.
+
+    # ---- 7 optimizer, schedule, scaler ------------------------------------------------------------------------------
+    lr = DEFAULT_LR[args.optimizer] if args.lr is None else args.lr
+    backbone_lr_scale = args.backbone_lr_scale
+    if backbone_lr_scale is None:
+        backbone_lr_scale = 1.0 if args.weights.lower() == "none" else 0.1
+    groups = freeze.param_groups(model, head, args.weight_decay, backbone_lr_scale)
+    momentum = args.momentum if args.momentum is not None else 0.9 if args.optimizer == "sgd" else 0.0
+    optimizer = {
+        "sgd": lambda: torch.optim.SGD(groups, lr=lr, momentum=momentum),
+        "adam": lambda: torch.optim.Adam(groups, lr=lr),
+        "adamw": lambda: torch.optim.AdamW(groups, lr=lr),
+        "rmsprop": lambda: torch.optim.RMSprop(groups, lr=lr, momentum=momentum),
+        "adagrad": lambda: torch.optim.Adagrad(groups, lr=lr),
+    }[args.optimizer]()
+
+    order = data.SeededBatches(len(images.splits["train"]), args.batch_size, args.seed, shuffle=True)
+    batch_sizes = order.sizes()
+    steps_per_epoch = math.ceil(len(batch_sizes) / args.accumulate)
+    warmup_steps = round(args.warmup_epochs * steps_per_epoch)
+    plateau_scale = saved["plateau_scale"] if saved else 1.0
+
+    def lr_at(step):
+        """The head's rate at optimizer step `step`: a plain function, so that a resumed run has no state to restore."""
+        if step < warmup_steps:
+            return lr * (step + 1) / warmup_steps
+        if args.schedule == "cosine":  # to zero at the end (Loshchilov and Hutter, SGDR, 2017)
+            share = (step - warmup_steps) / max(1, args.epochs * steps_per_epoch - warmup_steps)
+            return lr * 0.5 * (1 + math.cos(math.pi * share))
+        if args.schedule == "step":
+            return lr * args.gamma ** (step // steps_per_epoch // args.step_epochs)
+        return lr * plateau_scale  # 1 unless --schedule plateau has cut it
+
+    precision, reason = (args.amp, "as given") if args.amp != "auto" else auto_precision(model, device)
+    if args.amp == "auto" and saved:
+        precision, reason = saved["precision"], "as the run was started"
+    if gpus > 1 and precision == "bf16":  # DataParallel's replica threads fall back to fp16
+        if args.amp == "bf16":
+            raise ModelError("--amp bf16 does not reach DataParallel's threads: use --amp fp16, or --device cuda:0")
+        precision, reason = "fp16", "DataParallel's threads know no other"
+    amp_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[precision]
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")  # bf16 has float32's range and needs none
+
+    # ---- 8 resume ---------------------------------------------------------------------------------------------------
+    best, best_epoch, epochs_without_gain, history = None, None, 0, []
+    if saved:
+        if args.batch_size * args.accumulate != saved["options"]["batch_size"] * saved["options"]["accumulate"]:
+            raise checkpoint.CheckpointError("--batch-size times --accumulate must stay at "
+                                             f"{saved['options']['batch_size'] * saved['options']['accumulate']}")  # fmt: skip
+        as_given = [{k: g[k] for k in ("lr_scale", "weight_decay")} for g in optimizer.param_groups]
+        optimizer.load_state_dict(saved["optimizer"])  # brings the momenta back, and the old rates and decay with them
+        for group, settings in zip(optimizer.param_groups, as_given, strict=True):
+            group.update(settings)
+        scaler.load_state_dict(saved["scaler"])
+        best, best_epoch, epochs_without_gain = saved["best"], saved["best_epoch"], saved["epochs_without_gain"]
+        history = saved["history"]
+        checkpoint.set_rng_state(saved["rng"])
+        for what, value in checkpoint.machine().items():
+            if value != saved["machine"][what]:
+                print(f"warning: {what} was {saved['machine'][what]} and is {value}: results may differ in the last bits")
+        print(f"resumed after epoch {start_epoch - 1} of {args.output}")
+
+    def state_after(epochs_done):
+        """All that a resumed run and predict.py need; plain values and tensors, so that weights_only=True reads it."""
+        return {
+            "script": "train_classifier", "model": model.state_dict(), "classes": classes, "head": head,
+            "network": {"name": args.model, "options": network_options}, "preprocessing": preprocessing,
+            "epoch": epochs_done, "step": epochs_done * steps_per_epoch, "best": best, "best_epoch": best_epoch,
+            "epochs_without_gain": epochs_without_gain, "plateau_scale": plateau_scale, "history": history,
+            "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "precision": precision,
+            "rng": checkpoint.rng_state(), "machine": checkpoint.machine(), "data": data.fingerprint(images),
+            "options": vars(args) | {"data": os.path.abspath(args.data), "unfreeze": [f"{e}:{n}" for e, n in thaws.items()]},
+        }  # fmt: skip
+
+    # ---- 9 several GPUs ---------------------------------------------------------------------------------------------
+    # `network` is what runs; `model` is what is frozen, saved and thawed, with the same parameters and plain names.
+    network = nn.DataParallel(model) if gpus > 1 else model
+
+    # ---- 10 the loop ------------------------------------------------------------------------------------------------
+    size, resize = preprocessing["image_size"], preprocessing["resize_size"]
+    mean, std, interpolation = preprocessing["mean"], preprocessing["std"], preprocessing["interpolation"]
+    augment = data.train_transform(size, args.augment, interpolation, resize)
+    train_images = data.ImageList(images.splits["train"], augment, args.seed, size=2 * size)
+    train_loader = data.make_loader(train_images, order, args.workers, pin_memory=device.type == "cuda")
+
+    def split_loader(split):
+        listed = data.ImageList(images.splits[split], data.eval_transform(size, interpolation, resize), size=2 * size)
+        return data.make_loader(listed, data.SeededBatches(len(listed), args.batch_size), args.workers)
+
+    val_loader = split_loader("val")
+
+    @torch.inference_mode()
+    def outputs_for(loader, amp_dtype):
+        """The network's outputs (N, C) and the labels (N,) for a whole split, in evaluation mode."""
+        network.eval()
+        outputs, labels = [], []
+        for x, y in data.batches(loader):
+            with torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+                outputs.append(network(data.to_input(x, device, mean, std)).float())
+            labels.append(y)
+        return torch.cat(outputs), torch.cat(labels).to(device)
+
+    print(f"\n{args.model} at {size} px on {device}{f' x {gpus}' if gpus > 1 else ''}; precision {precision} ({reason})")
+    print(freeze.group_table(model, head, lr, backbone_lr_scale) + "\n")
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "args.json").write_text(json.dumps(state_after(start_epoch)["options"], indent=2) + "\n")
+
+    for epoch in range(start_epoch, args.epochs):
+        if args.patience and epochs_without_gain >= args.patience:
+            print(f"stopped early: no better {args.monitor} for {epochs_without_gain} epochs")
+            break
+        if epoch in thaws:
+            checkpoint.save(state_after(epoch), output, name=f"before_unfreeze_{epoch}.pt")
+            print(f"epoch {epoch}: {freeze.thaw(model, thaws[epoch], head):,} parameters thaw ({thaws[epoch]})")
+
+        freeze.train_mode(network)  # train(), and eval() on every frozen part
+        order.epoch = epoch
+        step = epoch * steps_per_epoch
+        seen, loss_sum, hits, norm_sum = 0, *torch.zeros(3, device=device)
+        started = time.perf_counter()
+        bar = tqdm(data.batches(train_loader), f"epoch {epoch}", len(batch_sizes), leave=False, disable=None)
+        for i, (x, y) in enumerate(bar):
+            x, y = data.to_input(x, device, mean, std), y.to(device, non_blocking=True)
+            with torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+                logits = network(x).float()
+            loss = criterion(logits, y)  # in float32, outside of autocast's reach
+
+            # The batches of one optimizer step count by their share of its pictures, the last, smaller step included.
+            first = i - i % args.accumulate
+            scaler.scale(loss * len(y) / sum(batch_sizes[first : first + args.accumulate])).backward()
+            seen += len(y)
+            loss_sum += loss.detach() * len(y)  # stays on the device: .item() here would wait for it at every step
+            hits += (logits.detach().argmax(1) == y).sum()
+            if (i + 1) % args.accumulate and i + 1 < len(batch_sizes):
+                continue
+
+            if args.l1:
+                scaler.scale(args.l1 * losses.l1_penalty(model)).backward()
+            for group in optimizer.param_groups:
+                group["lr"] = group["lr_scale"] * lr_at(step)
+            scaler.unscale_(optimizer)
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+            if args.clip_grad:
+                nn.utils.clip_grads_with_norm_([p for p in model.parameters() if p.grad is not None], args.clip_grad, norm)
+            scaler.step(optimizer)  # skips the step when fp16 has overflowed
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            norm_sum += norm.nan_to_num(0, 0, 0)
+            step += 1
+            if step % args.log_every == 0 or i + 1 == len(batch_sizes):
+                train_loss = loss_sum.item() / seen
+                bar.set_postfix_str(f"loss {train_loss:.4f}, {seen / (time.perf_counter() - started):.0f} images/s")
+                if not math.isfinite(train_loss):
+                    again = f"--resume {output / 'last.pt'}" if (output / "last.pt").exists() else f"--data {args.data} ..."
+                    raise losses.LossError(f"the loss is {train_loss} in epoch {epoch}, nothing of it was saved: go on with "
+                                           f"half the rate: python train_classifier.py {again} --lr {lr / 2:g}")  # fmt: skip
+        train_seconds = time.perf_counter() - started
+
+        outputs, labels = outputs_for(val_loader, amp_dtype)
+        confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes))
+        scores = {"val_loss": criterion(outputs, labels).item()}
+        scores |= {f"val_{name}": value for name, value in metrics.scores(confusion).items()}
+        row = {"epoch": epoch, "train_loss": train_loss, "train_accuracy": hits.item() / seen, **scores,
+               "lr": lr_at(step - 1), "grad_norm": norm_sum.item() / steps_per_epoch,
+               "seconds": time.perf_counter() - started, "images_per_second": seen / train_seconds}  # fmt: skip
+        history.append(row)
+
+        now = scores[args.monitor]
+        is_best = best is None or (now < best if args.monitor == "val_loss" else now > best)
+        best, best_epoch, epochs_without_gain = (now, epoch, 0) if is_best else (best, best_epoch, epochs_without_gain + 1)
+        if args.schedule == "plateau" and epochs_without_gain and epochs_without_gain % args.plateau_epochs == 0:
+            plateau_scale *= args.gamma
+        checkpoint.save(state_after(epoch + 1), output, best=is_best)
+        checkpoint.write_csv(history, output / "history.csv")
+        print(f"epoch {epoch:3d}  train_loss {train_loss:.4f}  val_loss {scores['val_loss']:.4f}  "
+              f"val_accuracy {scores['val_accuracy']:.4f}  val_macro_f1 {scores['val_macro_f1']:.4f}  lr {row['lr']:.2e}  "
+              f"{row['seconds']:.1f} s  {row['images_per_second']:.0f} images/s{'  best' if is_best else ''}", flush=True)  # fmt: skip
+
+    # ---- the end: best.pt, once, on the test split that has chosen nothing ------------------------------------------
+    model.load_state_dict(checkpoint.load(output / "best.pt")["model"])
+    split = "test" if "test" in images.splits else "val"
+    outputs, labels = outputs_for(split_loader(split), None)  # in float32, as predict.py does
+    confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes)).cpu()
+    probability, predicted = outputs.softmax(1).cpu().max(1)
+    rows = zip(images.splits[split], predicted.tolist(), probability.tolist(), strict=True)
+    checkpoint.write_csv([{"file": file, "truth": classes[truth], "prediction": classes[guess], "probability": p}
+                          for (file, truth), guess, p in rows], output / f"{split}_predictions.csv")  # fmt: skip
+    print(f"\nbest.pt (epoch {best_epoch}, {args.monitor} {best:.4f}) on the {len(labels)} pictures of {split}"
+          f"{'' if split == 'test' else ', which chose it: expect a little less on new pictures'}: "
+          f"accuracy {metrics.scores(confusion)['accuracy']:.4f}\n{metrics.report(confusion, classes)}\n\n"
+          f"files are in {output}; next: python predict.py --checkpoint {output / 'best.pt'} PICTURES")  # fmt: skip
+
+
+def list_layers(args):
+    """--list-layers: the table of section 10, without weights or training; without --data for 1000 classes."""
+    options = {"num_classes": len(data.find_images(args.data, args.val_split).classes)} if args.data else {}
+    model = build(args.model, **options, **build_options(args.model, args.image_size or 224))
+    head = freeze.find_head(model)
+    freeze.freeze(model, args.freeze, head)
+    print(freeze.group_table(model, head, args.lr or DEFAULT_LR[args.optimizer], args.backbone_lr_scale or 0.1))
+
+
+def main(argv=None):
+    args = None
+    try:
+        args, saved = read_arguments(argv)
+        list_layers(args) if args.list_layers else train(args, saved)
+    except (checkpoint.CheckpointError, data.DataError, freeze.FreezeError, losses.LossError, ModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        last = Path(args.output, "last.pt") if args else Path()
+        print(f"\nstopped; go on with: python train_classifier.py --resume {last}" if last.is_file() else "\nstopped",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
