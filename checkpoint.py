@@ -9,6 +9,7 @@ This file needs torch alone and can be copied into any project.
 
 import argparse
 import csv
+import json
 import os
 import platform
 import shutil
@@ -56,6 +57,19 @@ def save(state, folder, best=False, name="last.pt"):
         raise CheckpointError(f"could not write {folder / name} ({error}); earlier checkpoints are untouched") from error
 
 
+def take_best_along(file, folder):
+    """Before a run is resumed from `file` in `folder`: make sure that folder/best.pt is there, by copying the best.pt
+    beside `file`. Returns False if there is none; `file` itself then stands in for it.
+    """
+    best, beside = Path(folder, "best.pt"), Path(file).with_name("best.pt")
+    if best.exists():
+        return True
+    found = beside.exists()
+    shutil.copyfile(beside if found else file, best.with_name("best.pt.tmp"))
+    os.replace(best.with_name("best.pt.tmp"), best)
+    return found
+
+
 def _sync_folder(folder):
     if os.name == "posix":  # makes the renames themselves durable; Windows has no such call
         handle = os.open(folder, os.O_RDONLY)
@@ -80,11 +94,24 @@ def load(path):
 def write_csv(rows, path):
     """Write a list of dicts with the same keys as a CSV file, replacing an earlier one in one step."""
     temporary = Path(f"{path}.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"could not write {path} ({error.strerror})") from error
+
+
+def start_folder(folder, options):
+    """Make the run folder and write the options (a dict) to args.json in it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        Path(folder, "args.json").write_text(json.dumps(options, indent=2) + "\n")
+    except OSError as error:
+        raise CheckpointError(f"cannot write into the run folder {folder} ({error.strerror}): "
+                              "give another --output") from error  # fmt: skip
 
 
 # ---- options of a resumed run

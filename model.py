@@ -63,7 +63,7 @@ def load_pretrained(weights, name):
     if not is_file:
         chosen = weights.rpartition(".")[2]
         if chosen not in enum.__members__:
-            raise ModelError(f"{name} has no weights '{weights}': there are {', '.join(['DEFAULT', *enum.__members__])}, "
+            raise ModelError(f"{name} has no weights '{weights}': there are {', '.join(enum.__members__)}, "
                              "none, or the path of a local .pt or .pth file")  # fmt: skip
         entry = enum[chosen]
         try:

@@ -14,7 +14,6 @@ cannot be read, weights that do not fit or cannot be had, a layer name that matc
 """
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -140,7 +139,7 @@ def read_arguments(argv):
             if saved["script"] != "train_classifier":
                 parser.error(f"{file} was written by {saved['script']}.py: resume it there")
             args = argparse.Namespace(**vars(args) | checkpoint.resume_options(typed, saved["options"], MAY_CHANGE))
-            args.output = typed.get("output", str(file.parent))
+            args.output, args.resume = typed.get("output", str(file.parent)), str(file)
     if not args.data and not args.list_layers:
         parser.error("--data is needed: a folder with one folder of pictures per class")
     for option, applies, what in (
@@ -338,8 +337,10 @@ def train(args, saved):
     print(f"\n{args.model} at {size} px on {device}{f' x {gpus}' if gpus > 1 else ''}; precision {precision} ({reason})")
     print(freeze.group_table(model, head, lr, backbone_lr_scale) + "\n")
     output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "args.json").write_text(json.dumps(state_after(start_epoch)["options"], indent=2) + "\n")
+    checkpoint.start_folder(output, state_after(start_epoch)["options"])
+    if saved and not checkpoint.take_best_along(args.resume, output):
+        best, epochs_without_gain = None, 0
+        print(f"warning: there is no best.pt beside {args.resume}: what is best starts anew")
 
     for epoch in range(start_epoch, args.epochs):
         if args.patience and epochs_without_gain >= args.patience:
@@ -414,7 +415,8 @@ def train(args, saved):
               f"{row['seconds']:.1f} s  {row['images_per_second']:.0f} images/s{'  best' if is_best else ''}", flush=True)  # fmt: skip
 
     # ---- the end: best.pt, once, on the test split that has chosen nothing ------------------------------------------
-    model.load_state_dict(checkpoint.load(output / "best.pt")["model"])
+    best_state = checkpoint.load(output / "best.pt")
+    model.load_state_dict(best_state["model"])
     split = "test" if "test" in images.splits else "val"
     outputs, labels = outputs_for(split_loader(split), None)  # in float32, as predict.py does
     confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes)).cpu()
@@ -422,7 +424,7 @@ def train(args, saved):
     rows = zip(images.splits[split], predicted.tolist(), probability.tolist(), strict=True)
     checkpoint.write_csv([{"file": file, "truth": classes[truth], "prediction": classes[guess], "probability": p}
                           for (file, truth), guess, p in rows], output / f"{split}_predictions.csv")  # fmt: skip
-    print(f"\nbest.pt (epoch {best_epoch}, {args.monitor} {best:.4f}) on the {len(labels)} pictures of {split}"
+    print(f"\nbest.pt (epoch {best_state['epoch'] - 1}, {args.monitor} {best_state['history'][-1][args.monitor]:.4f}) on the {len(labels)} pictures of {split}"
           f"{'' if split == 'test' else ', which chose it: expect a little less on new pictures'}: "
           f"accuracy {metrics.scores(confusion)['accuracy']:.4f}\n{metrics.report(confusion, classes)}\n\n"
           f"files are in {output}; next: python predict.py --checkpoint {output / 'best.pt'} PICTURES")  # fmt: skip

@@ -1,0 +1,216 @@
+import re
+from collections import OrderedDict
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import model as models
+from conftest import MODEL, changed
+from model import ModelError
+
+
+def fresh(name=MODEL, **options):
+    return models.build(name, **options)
+
+
+def load(state_dict, name=MODEL, head="fc", **options):
+    net = fresh(name, **options)
+    return net, models.load_weights(net, state_dict, head)
+
+
+def test_names_and_close_matches():
+    assert len(models.model_names()) >= 80 and "resnet18" in models.model_names()
+    with pytest.raises(ModelError, match="did you mean resnet50"):
+        models.check_name("ResNet-50")
+    with pytest.raises(ModelError, match="there are: alexnet"):
+        models.check_name("zzzz")
+
+
+# ---- where weights come from
+
+
+def test_none_knows_the_size_of_the_network():
+    assert models.load_pretrained("none", MODEL)["state_dict"] is None
+    assert models.load_pretrained("none", "inception_v3")["image_size"] == 299
+
+
+def test_unknown_weights_list_those_there_are():
+    with pytest.raises(ModelError, match="has no weights 'IMAGENET': there are IMAGENET1K_V1, DEFAULT, none, or the path"):
+        models.load_pretrained("IMAGENET", MODEL)
+
+
+def test_a_failed_download_says_what_to_type_instead(monkeypatch):
+    def offline(*args, **kwargs):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", offline)
+    with pytest.raises(ModelError) as error:
+        models.load_pretrained("DEFAULT", "resnet18")
+    text = str(error.value)
+    assert "\n" not in text and "https://" in text and "--weights FILE" in text and "--weights none" in text
+
+
+def test_a_download_is_loaded_without_unpickling_objects(monkeypatch):
+    seen = {}
+    expected = fresh("resnet18").state_dict()
+
+    def download(url, **kwargs):
+        seen.update(kwargs)
+        return expected
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", download)
+    pretrained = models.load_pretrained("IMAGENET1K_V1", "resnet18")
+    assert pretrained["state_dict"] is expected and pretrained["source"] == "ResNet18_Weights.IMAGENET1K_V1"
+    assert seen["weights_only"] is True and seen["check_hash"] is True
+    assert models.load_pretrained("ResNet18_Weights.DEFAULT", "resnet18")["image_size"] == 224
+
+
+def test_a_published_file_is_known_by_its_name(tmp_path):
+    entry = torchvision.models.EfficientNet_B1_Weights.IMAGENET1K_V2
+    file = tmp_path / Path(entry.url).name
+    torch.save({"x": torch.ones(1)}, file)
+    pretrained = models.load_pretrained(str(file), "efficientnet_b1")
+    assert (pretrained["image_size"], pretrained["resize_size"]) == (240, 255)
+    torch.save({"x": torch.ones(1)}, tmp_path / "other.pth")
+    assert models.load_pretrained(str(tmp_path / "other.pth"), "efficientnet_b1")["image_size"] == 224
+
+
+class Payload:
+    """Unpickling this creates a file: what a malicious checkpoint would do."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return open, (str(self.target), "w")
+
+
+@pytest.mark.parametrize("content, words", [
+    (None, "no such file"), (b"", "not a file that torch.save wrote"), (b"GIF89a nothing", "not a file that torch.save wrote"),
+    ([1, 2], "holds a list, not a state_dict"), ({"epoch": 3}, "holds no weights"), ({}, "holds no weights"),
+])  # fmt: skip
+def test_files_that_hold_no_weights(tmp_path, content, words):
+    file = tmp_path / "x.pth"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        torch.save(content, file)
+    with pytest.raises(ModelError, match=words) as error:
+        models.load_pretrained(str(file), MODEL)
+    assert "x.pth" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["payload", "module"])
+def test_a_pickle_payload_is_refused_and_not_executed(tmp_path, kind):
+    file = tmp_path / "x.pth"
+    torch.save({"model": Payload(tmp_path / "executed")} if kind == "payload" else nn.Linear(1, 1), file)
+    with pytest.raises(ModelError, match="refused, nothing in it was executed"):
+        models.load_pretrained(str(file), MODEL)
+    assert not (tmp_path / "executed").exists()
+
+
+# ---- what fits and what does not
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_any_float_type_and_a_head_that_does_not_fit(weights, dtype):
+    state_dict = torch.load(weights, weights_only=True)
+    cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state_dict.items()}
+    net, said = load(cast, num_classes=2)
+    assert "head fc left out: the file's has 7 outputs, this task 2" in said
+    for key, value in net.state_dict().items():
+        assert value.dtype in (torch.float32, torch.int64)
+        if not key.startswith("fc."):
+            assert torch.equal(value, cast[key].to(value.dtype)), key
+
+
+def test_a_head_that_fits_is_kept(weights):
+    state_dict = torch.load(weights, weights_only=True)
+    net, said = load(state_dict, num_classes=7)
+    assert said is None and not changed(state_dict, net.state_dict())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_wrapped_models_load(weights, prefix):
+    state_dict = torch.load(weights, weights_only=True)
+    net, _ = load({prefix + k: v for k, v in state_dict.items()}, num_classes=7)
+    assert not changed(state_dict, net.state_dict())
+
+
+def test_a_mismatch_lists_keys(weights):
+    state_dict = torch.load(weights, weights_only=True)
+    short = {k: v for k, v in state_dict.items() if not k.startswith(("stage4.3", "conv5"))}
+    with pytest.raises(ModelError, match=r"missing: stage4.3.branch2.0.weight, .* and \d+ more; is --model"):
+        load(short, num_classes=7)
+    with pytest.raises(ModelError, match="unexpected: extra"):
+        load(state_dict | {"extra": torch.ones(1)}, num_classes=7)
+    with pytest.raises(ModelError, match=r"of another shape: conv1.0.weight \(1,\) instead of \(24, 3, 3, 3\)"):
+        load(state_dict | {"conv1.0.weight": torch.ones(1)}, num_classes=7)
+    with pytest.raises(ModelError, match="not finite: conv1.0.weight"):
+        load(state_dict | {"conv1.0.weight": torch.full((24, 3, 3, 3), torch.nan)}, num_classes=7)
+
+
+def test_old_densenet_names_and_versions_of_layers():
+    """torchvision's DenseNet files hold `norm.1`; MNASNet refuses a state_dict without its version."""
+    net = fresh("densenet121", num_classes=3)
+    old = {re.sub(r"(denselayer\d+\.)(norm|conv)([12])\.", r"\1\2.\3.", k): v for k, v in net.state_dict().items()}
+    assert old.keys() != net.state_dict().keys()
+    loaded, _ = load(old, "densenet121", head="classifier", num_classes=3)
+    assert not changed(net.state_dict(), loaded.state_dict())
+    net = fresh("mnasnet0_5", num_classes=3)
+    loaded, _ = load(dict(net.state_dict()), "mnasnet0_5", head="classifier.1", num_classes=3)
+    assert not changed(net.state_dict(), loaded.state_dict())
+
+
+def test_the_first_files_had_no_batch_counts(weights):
+    state_dict = OrderedDict(torch.load(weights, weights_only=True))
+    old = {k: v for k, v in state_dict.items() if not k.endswith("num_batches_tracked")}
+    net, _ = load(old, num_classes=7)
+    assert torch.equal(net.conv1[1].running_mean, state_dict["conv1.1.running_mean"])
+
+
+# ---- building
+
+
+def test_vit_is_built_for_the_size_and_its_positions_are_interpolated():
+    options = models.build_options("vit_b_32", 96)
+    small = models.build("vit_b_32", num_classes=2, **options)
+    models.check_image_size(small, 96)
+    said = models.load_weights(small, models.build("vit_b_32", num_classes=1000).state_dict(), "heads.head")
+    assert small.encoder.pos_embedding.shape == (1, 3 * 3 + 1, 768) and "left out" in said
+    with pytest.raises(ModelError, match="vit_b_32 cannot be built"):
+        models.build("vit_b_32", **models.build_options("vit_b_32", 100))
+
+
+@pytest.mark.parametrize("name, size", [("alexnet", 32), ("inception_v3", 32), ("squeezenet1_1", 8)])
+def test_a_size_that_the_network_cannot_take(name, size):
+    with pytest.raises(ModelError, match=f"cannot take images of {size} x {size} pixels") as error:
+        models.check_image_size(models.build(name, **models.build_options(name, size)), size)
+    assert "\n" not in str(error.value)
+
+
+def test_imagenet_input_of_googlenet_is_kept_in_the_options():
+    pretrained = models.load_pretrained("none", "googlenet") | {"imagenet_input": True}
+    net = models.build("googlenet", num_classes=2, **models.build_options("googlenet", 224, pretrained))
+    assert net.transform_input and net.aux1 is None
+    with_aux = torchvision.models.googlenet(num_classes=2, aux_logits=True, init_weights=False).state_dict()
+    assert models.load_weights(net, with_aux, "fc") is None
+
+
+def test_a_squeezenet_head_can_go_below_zero():
+    net = models.build("squeezenet1_1", num_classes=20).eval()
+    assert (net(torch.randn(4, 3, 64, 64)) < 0).any()
+
+
+def test_auto_precision_avoids_depthwise_convolutions_on_a_cpu(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert models.auto_precision(fresh("resnet18"), cpu)[0] == "bf16"
+    assert models.auto_precision(fresh("mobilenet_v3_small"), cpu)[0] == "off"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    assert models.auto_precision(fresh("resnet18"), cpu) == ("off", "this CPU has no bf16 instructions")

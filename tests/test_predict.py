@@ -1,0 +1,116 @@
+"""predict.py as a user runs it, on a checkpoint trained on small drawn pictures."""
+
+import csv
+import os
+import shutil
+
+import pytest
+import torch
+import torchvision
+
+import data
+import predict
+from conftest import MODEL, draw, read
+from test_model import Payload
+
+
+@pytest.fixture
+def run(train):
+    return train(epochs=3, lr=0.01, batch_size=4)
+
+
+def call(*argv):
+    """The exit status of predict.py."""
+    with pytest.raises(SystemExit) as stopped:
+        predict.main([str(a) for a in argv])
+    return stopped.value.code
+
+
+def rows_of(file):
+    with open(file, newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_files_folders_and_globs(run, pictures, tmp_path, capsys):
+    file = pictures / "test/dog/dog.1.png"
+    argv = [file, pictures / "val/cat", f"{pictures}/test/cat/*.png", file]
+    assert call("--checkpoint", run / "best.pt", *argv, "--csv", tmp_path / "x.csv", "--top-k", 5) == 0
+    rows = rows_of(tmp_path / "x.csv")
+    expected = [file, *sorted((pictures / "val/cat").iterdir()), *sorted((pictures / "test/cat").iterdir())]
+    assert [row["file"] for row in rows] == [str(p) for p in expected]  # in the order given, no file twice
+    assert list(rows[0]) == ["file", "prediction", "probability", "prediction_2", "probability_2"]
+    assert all(float(r["probability"]) + float(r["probability_2"]) == pytest.approx(1) for r in rows)
+    out = capsys.readouterr().out
+    assert out.splitlines()[-8].split()[0] == str(file) and "accuracy" not in out.splitlines()[-1]
+    # another route: plain torchvision on one picture
+    plain = torchvision.models.get_model(MODEL, weights=None, num_classes=2).eval()
+    plain.load_state_dict(read(run / "best.pt")["model"])
+    x = data.eval_transform(32, resize_size=37)(torchvision.transforms.v2.functional.pil_to_tensor(data.decode(file)))
+    x = torchvision.transforms.v2.functional.normalize(x / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    p = plain(x[None]).softmax(1)[0]
+    assert rows[0]["prediction"] == ["cat", "dog"][int(p.argmax())]
+    assert float(rows[0]["probability"]) == pytest.approx(p.max().item(), abs=1e-4)
+
+
+def test_scores_when_the_subfolders_are_the_classes(run, pictures, capsys, tmp_path):
+    capsys.readouterr()
+    assert call("--checkpoint", run / "best.pt", pictures / "test", "--csv", tmp_path / "x.csv") == 0
+    out = capsys.readouterr().out
+    mine, scripts = rows_of(tmp_path / "x.csv"), rows_of(run / "test_predictions.csv")
+    assert [r["prediction"] for r in mine] == [r["prediction"] for r in scripts]
+    for a, b in zip(mine, scripts, strict=True):
+        assert float(a["probability"]) == pytest.approx(float(b["probability"]), abs=1e-5)
+    accuracy = sum(r["truth"] == r["prediction"] for r in mine) / 6
+    assert f"accuracy {accuracy:.4f} on 6 pictures" in out and "macro mean" in out
+    assert call("--checkpoint", run / "best.pt", pictures) == 0  # train/, val/ and test/ are no classes
+    assert "macro mean" not in capsys.readouterr().out
+
+
+def test_an_unreadable_picture_is_named_and_the_rest_predicted(run, pictures, tmp_path, capsys):
+    shutil.copytree(pictures / "val/cat", tmp_path / "x")
+    whole = (tmp_path / "x/cat.1.png").read_bytes()
+    (tmp_path / "x/cat.1.png").write_bytes(whole[: len(whole) // 2])
+    capsys.readouterr()
+    assert call("--checkpoint", run / "best.pt", tmp_path / "x", "--csv", tmp_path / "x.csv", "-b", 1) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "cannot read" in err and "cat.1.png" in err
+    assert [os.path.basename(r["file"]) for r in rows_of(tmp_path / "x.csv")] == ["cat.0.png", "cat.2.png", "cat.3.png"]
+    (tmp_path / "only.jpg").write_bytes(b"")
+    assert call("--checkpoint", run / "best.pt", tmp_path / "only.jpg") == 1
+
+
+def test_weights_only_loads_into_plain_torchvision(run, tmp_path, pictures, error_of):
+    assert call("--checkpoint", run / "best.pt", "--weights-only", tmp_path / "w.pth") == 0
+    plain = torchvision.models.get_model(MODEL, num_classes=2)
+    plain.load_state_dict(torch.load(tmp_path / "w.pth", weights_only=True), strict=True)
+    argv = ["--checkpoint", str(run / "best.pt"), "--weights-only", str(tmp_path / "no/w.pth")]
+    assert "cannot write" in error_of(predict.main, argv)
+    assert "start from them with --weights" in error_of(predict.main, ["--checkpoint", str(tmp_path / "w.pth"), str(pictures)])
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["nowhere.jpg"], "no such picture, folder or glob: nowhere.jpg"), (["*.none"], "no such picture, folder or glob"),
+    ([], "name pictures, folders or globs"), (["x", "--top-k", "0"], "--top-k must be 1 or more"),
+    (["x", "-b", "0"], "--batch-size must be 1 or more"), (["x", "--device", "gpu9"], "--device gpu9 cannot be used here"),
+])  # fmt: skip
+def test_bad_input(run, error_of, argv, words):
+    assert words in error_of(predict.main, ["--checkpoint", str(run / "best.pt"), *argv])
+
+
+def test_a_folder_without_pictures(run, error_of, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "holds no pictures" in error_of(predict.main, ["--checkpoint", str(run / "best.pt"), str(tmp_path / "empty")])
+
+
+def test_bad_checkpoints(error_of, tmp_path, pictures):
+    torch.save({"model": {}, "script": Payload(tmp_path / "executed")}, tmp_path / "x.pt")
+    assert "nothing in it was executed" in error_of(predict.main, ["--checkpoint", str(tmp_path / "x.pt"), str(pictures)])
+    assert not (tmp_path / "executed").exists()
+    assert "no such checkpoint" in error_of(predict.main, ["--checkpoint", str(tmp_path / "y.pt"), str(pictures)])
+
+
+def test_a_picture_in_a_labelled_and_an_unlabelled_place(run, pictures, tmp_path, capsys):
+    draw(tmp_path / "cat/a.png", "cat", 1)
+    draw(tmp_path / "elsewhere.png", "cat", 2)
+    assert call("--checkpoint", run / "best.pt", tmp_path / "cat", tmp_path / "elsewhere.png") == 0
+    assert "accuracy" not in capsys.readouterr().out.splitlines()[-1]

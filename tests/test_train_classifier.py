@@ -1,0 +1,447 @@
+"""train_classifier.py as a user runs it, on small drawn pictures and a small network."""
+
+import csv
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import checkpoint
+import data
+import train_classifier
+from conftest import MODEL, changed, draw, draw_folder, read
+
+TIMING = ("seconds", "images_per_second")
+SGD = {"optimizer": "sgd", "momentum": 0, "wd": 0, "schedule": "constant", "warmup_epochs": 0, "lr": 0.5}
+
+
+def history(run):
+    with open(run / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def untimed(rows):
+    return [{k: v for k, v in row.items() if k not in TIMING} for row in rows]
+
+
+def equal(a, b):
+    """Deep equality, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b or (a != a and b != b)
+
+
+# ---- frozen means frozen
+
+
+def test_a_frozen_backbone_is_bit_identical_after_20_steps(train, weights):
+    run = train("--freeze", "backbone", weights=weights, batch_size=2, epochs=2)
+    before, state = read(weights), read(run / "last.pt")
+    assert state["step"] == 20
+    after = state["model"]
+    for key in before:  # running_mean, running_var and num_batches_tracked included
+        if not key.startswith("fc."):
+            assert torch.equal(after[key], before[key]), key
+    assert any("num_batches_tracked" in k for k in before)
+    untrained = read(train("--freeze", "backbone", weights=weights, lr=0, batch_size=2) / "last.pt")["model"]
+    assert changed(untrained, after) == {"fc.weight", "fc.bias"}
+
+
+def test_exactly_the_named_layers_thaw(train, weights):
+    run = train("--freeze", "backbone", "--unfreeze", "1:stage4,conv5.1", weights=weights, epochs=2)
+    before, after = read(weights), read(run / "last.pt")["model"]
+    at_the_thaw = read(run / "before_unfreeze_1.pt")["model"]
+    moved = {k for k in before if not k.startswith("fc.") and not torch.equal(before[k], after[k])}
+    assert moved == {k for k in before if k.startswith(("stage4.", "conv5.1."))}
+    assert {k for k in changed(at_the_thaw, after)} == moved | {"fc.weight", "fc.bias"}
+
+
+def test_without_freeze_everything_moves(train, weights):
+    before, after = read(weights), read(train(weights=weights) / "last.pt")["model"]
+    assert {k for k in before if not k.startswith("fc.") and torch.equal(before[k], after[k])} == set()
+
+
+# ---- resume
+
+
+def interrupted(train, monkeypatch, *options, after, **replaced):
+    """Train until `after` epochs are saved, then as if Ctrl-C had been pressed. Returns the run folder."""
+    real, epochs = checkpoint.save, []
+
+    def save(state, folder, **kwargs):
+        real(state, folder, **kwargs)
+        epochs.append(state["epoch"])
+        if state["epoch"] == after and "name" not in kwargs:
+            raise KeyboardInterrupt
+
+    folders = []
+    monkeypatch.setattr(Path, "mkdir", lambda self, *a, mkdir=Path.mkdir, **k: (folders.append(self), mkdir(self, *a, **k))[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        with pytest.raises(SystemExit) as stopped:
+            train(*options, **replaced)
+    assert stopped.value.code == 130
+    return folders[-1]
+
+
+@pytest.mark.parametrize("case", ["frozen", "thawed", "dropout and fp16"])
+def test_resume_is_bit_identical(train, monkeypatch, weights, case, capsys):
+    options, replaced = ["--freeze", "backbone"], {"weights": weights, "epochs": 3}
+    if case == "thawed":
+        options += ["--unfreeze", "1:stage4", "--unfreeze", "2:all", "--accumulate", "2", "--l1", "1e-5", "--clip-grad", "1"]
+    if case == "dropout and fp16":
+        options = ["--optimizer", "sgd"]
+        replaced |= {"weights": "none", "model": "mobilenet_v3_small", "amp": "fp16"}
+    whole = train(*options, **replaced)
+    broken = interrupted(train, monkeypatch, *options, after=2, **replaced)
+    capsys.readouterr()
+    train_classifier.main(["--resume", str(broken / "last.pt"), "--workers", "2"])  # another number of workers too
+    assert "resumed after epoch 1" in capsys.readouterr().out
+    for name in ("last.pt", "best.pt"):
+        a, b = read(whole / name), read(broken / name)
+        for key in ("model", "optimizer", "scaler", "rng", "best", "best_epoch", "epoch", "step"):
+            assert equal(a[key], b[key]), key
+        assert equal(untimed(a["history"]), untimed(b["history"]))
+    assert untimed(history(whole)) == untimed(history(broken))
+    assert [row["epoch"] for row in history(broken)] == ["0", "1", "2"]
+    assert (whole / "test_predictions.csv").read_text() == (broken / "test_predictions.csv").read_text()
+
+
+def test_the_same_command_goes_on_by_itself(train, monkeypatch, pictures, tmp_path):
+    options = ["--resume", "--freeze", "backbone", "--unfreeze", "1:stage4"]
+    output = interrupted(train, monkeypatch, *options, after=1, epochs=2, output=tmp_path / "again")
+    assert output == tmp_path / "again"
+    train(*options, epochs=2, output=output)
+    assert [row["epoch"] for row in history(output)] == ["0", "1"]
+    train(*options, epochs=2, output=output)  # complete: it scores once more and ends
+    assert len(history(output)) == 2
+
+
+def test_resume_may_change_some_options_and_refuses_the_others(train, weights, error_of, pictures, tmp_path):
+    run = train("--freeze", "backbone", "--unfreeze", "1:stage4", weights=weights, epochs=2)
+    last = run / "last.pt"
+    before = last.read_bytes()
+
+    def resume(*options):
+        return error_of(train_classifier.main, ["--resume", str(last), *map(str, options)])
+
+    assert "--model is resnet18 but the run was started with " + MODEL in resume("--model", "resnet18")
+    assert "--seed is 3 but the run was started with 0" in resume("--seed", 3)
+    assert "--image-size is 64" in resume("--image-size", 64)
+    assert "--freeze is none" in resume("--freeze", "none")
+    assert "--batch-size times --accumulate must stay at 8" in resume("--batch-size", 4)
+    assert "cannot change what has thawed before epoch 2" in resume("--unfreeze", "1:conv5", "--epochs", 3)
+    other = draw_folder(tmp_path / "other", train=3, val=1)
+    assert "not those the run was started with" in resume("--data", other)
+    assert last.read_bytes() == before
+
+    shutil.copytree(pictures, tmp_path / "moved")
+    train_classifier.main(["--resume", str(last), "--epochs", "4", "--unfreeze", "3:all", "--lr", "0.01", "--wd", "0.5",
+                           "--batch-size", "4", "--accumulate", "2", "--data", str(tmp_path / "moved")])  # fmt: skip
+    state = read(last)
+    assert state["epoch"] == 4 and state["options"]["unfreeze"] == ["1:stage4", "3:all"] and state["step"] == 12
+    assert {g["weight_decay"] for g in state["optimizer"]["param_groups"]} == {0.5, 0.0}
+    assert float(history(run)[-1]["lr"]) < 0.01 * 0.5 and len(history(run)) == 4
+
+
+def test_going_back_before_a_thaw(train, weights, tmp_path, capsys):
+    run = train("--freeze", "backbone", "--unfreeze", "1:stage4", weights=weights, epochs=2)
+    train_classifier.main(["--resume", str(run / "before_unfreeze_1.pt"), "--unfreeze", "1:conv5", "--output", str(run) + "b"])
+    before, after = read(weights), read(Path(str(run) + "b") / "last.pt")["model"]
+    moved = {k for k in before if not k.startswith("fc.") and not torch.equal(before[k], after[k])}
+    assert moved == {k for k in before if k.startswith("conv5.")}
+    # the run goes on without its best.pt too, and says so
+    shutil.copytree(run, tmp_path / "alone", ignore=shutil.ignore_patterns("best.pt"))
+    capsys.readouterr()
+    train_classifier.main(["--resume", str(tmp_path / "alone" / "last.pt"), "--epochs", "3"])
+    assert "no best.pt beside" in capsys.readouterr().out
+    assert read(tmp_path / "alone" / "best.pt")["best_epoch"] == 2
+
+
+# ---- what is saved
+
+
+def test_what_best_holds_loads_into_plain_torchvision(train):
+    run = train(epochs=2)
+    state = read(run / "best.pt")
+    plain = torchvision.models.get_model(MODEL, weights=None, num_classes=2)
+    assert plain.load_state_dict(state["model"], strict=True)
+    assert state["classes"] == ["cat", "dog"]
+    assert sorted(os.listdir(run)) == ["args.json", "best.pt", "history.csv", "last.pt", "test_predictions.csv"]
+    assert json.loads((run / "args.json").read_text())["model"] == MODEL
+    row = history(run)[0]
+    assert list(row) == ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1", "lr",
+                         "grad_norm", "seconds", "images_per_second"]  # fmt: skip
+    assert 0 <= float(row["val_accuracy"]) <= 1
+
+
+@pytest.mark.parametrize("monitor, better", [("val_loss", min), ("val_accuracy", max), ("val_macro_f1", max)])
+def test_best_is_the_first_epoch_of_the_best_monitored_value(train, monitor, better):
+    run = train("--monitor", monitor, epochs=4, lr=0.01)
+    values = [float(row[monitor]) for row in history(run)]
+    state = read(run / "best.pt")
+    assert state["best"] == better(values) and state["best_epoch"] == values.index(better(values))
+    assert state["epoch"] == state["best_epoch"] + 1
+
+
+def test_early_stopping(train, capsys):
+    run = train("--patience", 2, "--monitor", "val_loss", "--freeze", "backbone", lr=0, epochs=9)  # cannot get better
+    assert len(history(run)) == 3 and read(run / "last.pt")["best_epoch"] == 0
+    assert "stopped early: no better val_loss for 2 epochs" in capsys.readouterr().out
+
+
+def test_the_predictions_are_those_of_best_on_test(train, pictures, capsys):
+    run = train(epochs=2)
+    out = capsys.readouterr().out
+    with open(run / "test_predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(r["file"] for r in rows) == sorted(str(p) for p in (pictures / "test").rglob("*.png"))
+    accuracy = sum(r["truth"] == r["prediction"] for r in rows) / len(rows)
+    assert f"on the 6 pictures of test: accuracy {accuracy:.4f}" in out
+    # another route: plain torchvision, PIL and the preset transform
+    plain = torchvision.models.get_model(MODEL, weights=None, num_classes=2).eval()
+    plain.load_state_dict(read(run / "best.pt")["model"])
+    preset = torchvision.transforms._presets.ImageClassification(crop_size=32, resize_size=37)
+    for row in rows:
+        p = plain(preset(data.decode(row["file"]))[None]).softmax(1)[0]
+        assert p.max().item() == pytest.approx(float(row["probability"]), abs=0.02)  # resized as floats there, as uint8 here
+
+
+def test_the_test_split_is_read_once_and_last(train, monkeypatch):
+    read_splits, real = [], data.decode
+    monkeypatch.setattr(data, "decode", lambda path, *a: (read_splits.append(Path(path).parts[-3]), real(path, *a))[1])
+    train(epochs=2)
+    assert read_splits.count("test") == 6 and set(read_splits[-6:]) == {"test"}
+    assert read_splits.count("train") == 40 and read_splits.count("val") == 16
+
+
+# ---- what each option does, by another route
+
+
+def test_one_sgd_step_by_hand(train, weights, pictures):
+    """The whole chain (order, augmentation, normalization, frozen statistics, weighted loss, L1) in ten plain lines."""
+    options = ["--freeze", "backbone", "--class-weights", "dog=3", "--label-smoothing", "0.1", "--l1", "0.01", "--seed", "4"]
+    run = train(*options, weights=weights, batch_size=32, **SGD)
+    start = read(train(*options, weights=weights, batch_size=32, **SGD | {"lr": 0}) / "last.pt")["model"]
+
+    model = torchvision.models.get_model(MODEL, num_classes=2).eval()
+    model.load_state_dict(start)
+    samples = [(p, y) for y, c in enumerate(("cat", "dog")) for p in sorted((pictures / "train" / c).iterdir())]
+    listed = data.ImageList([(str(p), y) for p, y in samples], data.train_transform(32), seed=4)
+    order = data.SeededBatches(20, 32, seed=4, shuffle=True)
+    keys = next(iter(order))
+    x = torch.stack([listed[key][0] for key in keys]).float() / 255
+    y = torch.tensor([samples[i][1] for _, i in keys])
+    x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]), label_smoothing=0.1)(model(x), y)
+    loss += 0.01 * model.fc.weight.abs().sum()
+    loss.backward()
+    after = read(run / "last.pt")["model"]
+    for name, parameter in model.fc.named_parameters():
+        torch.testing.assert_close(after[f"fc.{name}"], parameter.detach() - 0.5 * parameter.grad, rtol=1e-4, atol=1e-6)
+    assert float(history(run)[0]["train_loss"]) == pytest.approx(loss.item() - 0.01 * model.fc.weight.abs().sum().item(), rel=1e-4)
+
+
+def test_accumulated_batches_are_one_large_batch(train, weights):
+    """20 pictures as 12 + 8, the second step incomplete: in batches of 4 by three, of 2 by six, and whole."""
+    found = []
+    for batch_size, accumulate in ((12, 1), (4, 3), (2, 6)):
+        run = train("--freeze", "backbone", "--accumulate", accumulate, weights=weights, batch_size=batch_size, **SGD)
+        found.append(read(run / "last.pt"))
+    assert [f["step"] for f in found] == [2, 2, 2]
+    for other in found[1:]:
+        torch.testing.assert_close(other["model"]["fc.weight"], found[0]["model"]["fc.weight"], rtol=1e-4, atol=1e-6)
+
+
+def one_step(train, weights, *options, **replaced):
+    """What one SGD step changes, by parameter name."""
+    runs = [train(*options, weights=weights, batch_size=32, **SGD | replaced | lr) for lr in ({"lr": 0}, {})]
+    before, after = (read(run / "last.pt")["model"] for run in runs)
+    names = dict(torchvision.models.get_model(MODEL, num_classes=2).named_parameters())
+    return {k: after[k] - before[k] for k in names}, history(runs[1])[0]
+
+
+def test_backbone_lr_scale(train, weights):
+    full, _ = one_step(train, weights, "--backbone-lr-scale", 1)
+    half, _ = one_step(train, weights, "--backbone-lr-scale", 0.5)
+    for key, step in full.items():
+        torch.testing.assert_close(half[key], step * (1.0 if key.startswith("fc.") else 0.5), rtol=1e-3, atol=1e-6)
+
+
+def test_clip_grad_and_the_recorded_norm(train, weights):
+    free, row = one_step(train, weights, "--backbone-lr-scale", 1)
+    norm = torch.cat([v.flatten() for v in free.values()]).norm().item() / 0.5
+    assert float(row["grad_norm"]) == pytest.approx(norm, rel=1e-3)
+    clipped, row = one_step(train, weights, "--backbone-lr-scale", 1, "--clip-grad", norm / 4)
+    assert torch.cat([v.flatten() for v in clipped.values()]).norm().item() / 0.5 == pytest.approx(norm / 4, rel=1e-3)
+    assert float(row["grad_norm"]) == pytest.approx(norm, rel=1e-3)  # before clipping
+
+
+@pytest.mark.parametrize("schedule, options, expected", [
+    ("constant", [], [1, 1, 1, 1]),
+    ("step", ["--step-epochs", 2, "--gamma", 0.5], [1, 1, 0.5, 0.5]),
+    # lr at the last of the 3 steps of each epoch, 12 in all
+    ("cosine", [], [(1 + math.cos(math.pi * s / 12)) / 2 for s in (2, 5, 8, 11)]),
+    ("cosine", ["--warmup-epochs", 2], [3 / 6, 6 / 6, (1 + math.cos(math.pi * 2 / 6)) / 2, (1 + math.cos(math.pi * 5 / 6)) / 2]),
+])  # fmt: skip
+def test_schedules(train, schedule, options, expected):
+    base = [] if "--warmup-epochs" in options else ["--warmup-epochs", 0]
+    run = train("--freeze", "backbone", "--schedule", schedule, *base, *options, lr=0.01, epochs=4)
+    assert [float(row["lr"]) / 0.01 for row in history(run)] == pytest.approx(expected)
+
+
+def test_plateau_cuts_the_rate_when_nothing_gets_better(train, monkeypatch):
+    """The network is scored by its all-frozen backbone at a rate of almost zero: the accuracy cannot get better."""
+    options = ["--schedule", "plateau", "--plateau-epochs", 2, "--gamma", 0.5, "--warmup-epochs", 0, "--freeze", "backbone"]
+    run = train(*options, lr=1e-12, epochs=6)
+    assert [float(row["lr"]) / 1e-12 for row in history(run)] == pytest.approx([1, 1, 1, 0.5, 0.5, 0.25])
+    broken = interrupted(train, monkeypatch, *options, after=4, lr=1e-12, epochs=6)
+    train_classifier.main(["--resume", str(broken / "last.pt")])
+    assert untimed(history(broken)) == untimed(history(run))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "adagrad"])
+def test_every_optimizer_is_pytorchs_with_its_decay(train, optimizer):
+    run = train("--optimizer", optimizer, "--wd", "0.25")
+    groups = read(run / "last.pt")["optimizer"]["param_groups"]
+    expected = type(torch.optim.SGD([nn.Parameter(torch.ones(1))])).__name__ and {
+        "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
+        "rmsprop": torch.optim.RMSprop, "adagrad": torch.optim.Adagrad}[optimizer]  # fmt: skip
+    assert set(expected([nn.Parameter(torch.ones(1))]).param_groups[0]) <= {*groups[0], "params"}
+    assert {(g["name"], g["weight_decay"]) for g in groups} == {
+        ("backbone", 0.25), ("backbone, no decay", 0), ("head", 0.25), ("head, no decay", 0)}  # fmt: skip
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_trains_and_keeps_float32_weights(train, amp):
+    run = train(amp=amp, epochs=2, lr=0.01)
+    state = read(run / "last.pt")
+    assert state["precision"] == amp
+    assert all(v.dtype == torch.float32 for v in state["model"].values() if v.is_floating_point())
+    assert bool(state["scaler"]) == (amp == "fp16")  # a scaler for fp16 only
+
+
+def test_an_overflow_in_fp16_skips_the_step(train, weights, monkeypatch):
+    real = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: real(*a, init_scale=2.0**120, **k))
+    run = train("--freeze", "backbone", weights=weights, amp="fp16", lr=0.1, batch_size=32)
+    start = train("--freeze", "backbone", weights=weights, amp="fp16", lr=0, batch_size=32)
+    assert not changed(read(run / "last.pt")["model"], read(start / "last.pt")["model"])
+    assert read(run / "last.pt")["scaler"]["scale"] == 2.0**119
+
+
+def test_learns(train):
+    run = train(epochs=12, lr=0.01, batch_size=4)
+    assert float(history(run)[-1]["train_loss"]) < 0.5 * float(history(run)[0]["train_loss"])
+
+
+def test_starting_from_our_own_checkpoint_keeps_a_head_of_the_same_classes(train, capsys, tmp_path):
+    first = train(epochs=1)
+    capsys.readouterr()
+    second = train("--freeze", "backbone", weights=first / "best.pt", lr=0, image_size=None)
+    assert "head fc kept" in capsys.readouterr().out
+    assert not changed(read(first / "best.pt")["model"], read(second / "last.pt")["model"])
+    assert read(second / "last.pt")["preprocessing"]["image_size"] == 32
+    for kind, name in (("cat", "ant"), ("dog", "bee")):
+        for split, n in (("train", 4), ("val", 2)):
+            for i in range(n):
+                draw(tmp_path / "insects" / split / name / f"{i}.png", kind, f"{split}{i}")
+    train(data=tmp_path / "insects", weights=first / "best.pt")
+    assert "head fc is not in the file" in capsys.readouterr().out  # as many classes, but others
+
+
+def test_list_layers_trains_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train_classifier.main(["--list-layers", "--model", MODEL, "--freeze", "to:stage3"])
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "frozen" in rows["stage3"] and "trains" in rows["stage4"] and "1,025,000" in rows["fc"]
+    assert os.listdir(tmp_path) == []
+
+
+def test_warnings(train, tmp_path, capsys):
+    root = draw_folder(tmp_path / "twins", train=3, val=2, test=2)
+    shutil.copy(root / "train/cat/cat.0.png", root / "val/cat/twin.png")
+    train("--freeze", "backbone", data=root)
+    out = capsys.readouterr().out
+    assert "warning: the same picture twice" in out and "twin.png" in out
+    assert "--freeze with --weights none keeps random layers as they are" in out
+
+
+# ---- bad input: one line, exit status 2, nothing on disk
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"data": "nowhere"}, "no such folder"),
+    ({"model": "resnet19"}, "did you mean"),
+    ({"weights": "missing.pth"}, "no such file: missing.pth"),
+    ({"weights": "README"}, "has no weights 'README'"),
+    ({"lr": -1}, "argument --lr: -1 is out of range"),
+    ({"lr": "nan"}, "argument --lr: nan is out of range"),
+    ({"lr": "fast"}, "argument --lr: invalid float value: 'fast'"),
+    ({"batch_size": 0}, "argument -b/--batch-size: 0 is out of range"),
+    ({"epochs": 0}, "argument --epochs: 0 is out of range"),
+    ({"class_weights": "bird=3"}, "unknown class 'bird'; the classes are cat, dog"),
+    ({"image_size": 32, "model": "alexnet"}, "cannot take images of 32 x 32 pixels"),
+    ({"image_size": 100, "model": "vit_b_32"}, "vit_b_32 cannot be built"),
+    ({"freeze": "layer1"}, "'layer1' matches no layer"),
+    ({"freeze": "backbone", "unfreeze": "0:layer1"}, "'layer1' matches no layer"),
+    ({"freeze": "backbone", "unfreeze": "7:stage4"}, "never happens: the last epoch is 0"),
+    ({"freeze": "backbone", "unfreeze": "stage4"}, "is not EPOCH:NAMES"),
+    ({"unfreeze": "0:stage4"}, "--unfreeze only has a meaning with something frozen"),
+    ({"momentum": 0.5}, "--momentum only has a meaning with --optimizer sgd"),
+    ({"gamma": 0.5}, "--gamma only has a meaning with --schedule step"),
+    ({"class_weight_mean": "plain"}, "--class-weight-mean only has a meaning with --class-weights"),
+    ({"device": "gpu9"}, "--device gpu9 cannot be used here"),
+    ({"resume": "missing.pt"}, "no such checkpoint: missing.pt"),
+    ({"optimizer": "lion"}, "argument --optimizer: invalid choice"),
+    ({"data": None}, "--data is needed"),
+    ({"colour": "blue"}, "unrecognized arguments"),
+])  # fmt: skip
+def test_bad_input(train, error_of, tmp_path, options, words):
+    if options.get("data", "") is None:
+        call = lambda: train_classifier.main(["--output", str(tmp_path / "out")])  # noqa: E731
+    else:
+        call = lambda: train(output=tmp_path / "out", **options)  # noqa: E731
+    assert words in error_of(call)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_picture_ends_the_run_and_the_saved_state_stays(train, error_of, tmp_path):
+    root = draw_folder(tmp_path / "data", train=4, val=2)
+    run = train(data=root, epochs=1)
+    (root / "train/cat/cat.1.png").write_bytes(b"not a picture")
+    before = (run / "last.pt").read_bytes()
+    error = error_of(train_classifier.main, ["--resume", str(run / "last.pt"), "--epochs", "3"])
+    assert "cannot read" in error and "cat.1.png" in error
+    assert (run / "last.pt").read_bytes() == before
+
+
+def test_a_run_that_diverges_saves_nothing_broken_and_says_how_to_go_on(train, error_of, tmp_path):
+    run = train(output=tmp_path / "run", **SGD | {"lr": 0.1})
+    before = (run / "last.pt").read_bytes()
+    error = error_of(train_classifier.main, ["--resume", str(run / "last.pt"), "--epochs", "5", "--lr", "1e30"])
+    assert f"--resume {run / 'last.pt'} --lr 5e+29" in error
+    assert (run / "last.pt").read_bytes() == before
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(train, error_of):
+    run = train()
+    before = (run / "last.pt").read_bytes()
+    assert "already holds a run: add --resume" in error_of(train, output=run)
+    assert (run / "last.pt").read_bytes() == before
+    assert "--resume without a file needs --output" in error_of(train_classifier.main, ["--data", "x", "--resume"])
+
+
+def test_an_output_that_cannot_be_written(train, error_of, tmp_path):
+    (tmp_path / "file").write_text("x")
+    assert "file" in error_of(train, output=tmp_path / "file" / "run")
