@@ -1,7 +1,7 @@
 """Checkpoints: save last and best so that none is ever lost or torn, load safely, resume with the same options.
 
     save(state, "runs/a", best=True)            # writes last.pt, and best.pt as the same file
-    state = load("runs/a/last.pt")              # tensors and plain values only, never code
+    state = load("runs/a/last.pt", "train")     # tensors and plain values only, never code
     options = resume_options(typed, state["options"], may_change)
 
 This file needs torch alone and can be copied into any project.
@@ -54,7 +54,8 @@ def save(state, folder, best=False, name="last.pt"):
         _sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"could not write {folder / name} ({error}); earlier checkpoints are untouched") from error
+        raise CheckpointError(f"could not write {folder / name} ({error}): make room; earlier checkpoints are as they "
+                              "were") from error
 
 
 def take_best_along(file, folder):
@@ -77,17 +78,19 @@ def _sync_folder(folder):
         os.close(handle)
 
 
-def load(path):
-    """Read a checkpoint that a training script of this repository wrote. Raises CheckpointError."""
+def load(path, script):
+    """Read a checkpoint that the training script `script` (its name without .py) wrote. Raises CheckpointError."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"no such checkpoint: {path}") from error
     except Exception as error:  # torch.load raises many kinds for files that are something else
         raise CheckpointError(f"{path} is no checkpoint of this repository: it is damaged, or holds Python objects "
-                              "besides tensors and plain values; nothing in it was executed") from error  # fmt: skip
+                              "besides tensors and plain values; nothing in it was executed") from error
     if not (isinstance(state, dict) and {"script", "model", "options"} <= state.keys()):
         raise CheckpointError(f"{path} holds no run, perhaps bare weights: start from them with --weights {path}")
+    if state["script"] != script:
+        raise CheckpointError(f"{path} was written by {state['script']}.py, not by {script}.py")
     return state
 
 
@@ -111,7 +114,7 @@ def start_folder(folder, options):
         Path(folder, "args.json").write_text(json.dumps(options, indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(f"cannot write into the run folder {folder} ({error.strerror}): "
-                              "give another --output") from error  # fmt: skip
+                              "give another --output") from error
 
 
 # ---- options of a resumed run
@@ -130,14 +133,14 @@ def typed_options(parser, argv):
 
 
 def resume_options(typed, saved, may_change):
-    """The options of a resumed run: the saved ones, overridden by those typed. Raises CheckpointError, with both values,
-    for a typed option that differs and is not in `may_change`.
+    """The options of a resumed run: the saved ones, overridden by those typed. Raises CheckpointError, with both
+    values, for a typed option that differs and is not in `may_change`.
     """
     for name, value in typed.items():
         if name in saved and name not in may_change and saved[name] != value:
             option = "--" + name.replace("_", "-")
             raise CheckpointError(f"{option} is {value} but the run was started with {saved[name]}: leave it out to go "
-                                  "on, or start a new run with --output elsewhere")  # fmt: skip
+                                  "on, or start a new run with --output elsewhere")
     return saved | typed
 
 

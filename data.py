@@ -43,8 +43,8 @@ def find_images(root, val_split=0.2):
     """List the pictures below `root`, which holds either train/ (and val/, test/), each with one folder per class, or
     the class folders themselves.
 
-    Without a val/ folder, a share `val_split` of each class is set aside, chosen by a hash of the file's name: the
-    same pictures on every run and machine, and few of them change sides when pictures are added.
+    Without a val/ folder, a share `val_split` of each class is set aside, chosen by a hash of the file's name: the same
+    pictures on every run and machine, and few of them change sides when pictures are added.
     Raises DataError.
     """
     root = Path(root)
@@ -60,10 +60,10 @@ def find_images(root, val_split=0.2):
             if list(found[split]) != classes:
                 only = sorted(set(classes) ^ set(found[split]))
                 raise DataError(f"train/ and {split}/ in {root} have different classes: {_some(only)} "
-                                "in one of them only")  # fmt: skip
+                                "in one of them only")
     if len(classes) < 2:
         raise DataError(f"{root / 'train' if has_train else root} holds one class only ('{classes[0]}'): "
-                        "a classifier needs two folders or more, one for each class")  # fmt: skip
+                        "a classifier needs two folders or more, one for each class")
     if "val" not in found:
         halves = {name: _split(paths, val_split, root) for name, paths in found["train"].items()}
         found["train"] = {name: train for name, (train, _) in halves.items()}
@@ -120,7 +120,9 @@ def counts(images, split):
 
 
 def describe(images, most=20):
-    """A table of pictures per class and split, with a hint where the classes are imbalanced."""
+    """A table of pictures per class and split, with a hint where the classes are imbalanced and a warning for pictures
+    that are in the training split and in another one.
+    """
     splits = list(images.splits)
     width = max(len(c) for c in [*images.classes, "class", "total"])
     columns = [counts(images, s) for s in splits]
@@ -134,10 +136,14 @@ def describe(images, most=20):
     if many >= 2 * few:
         lines.append(f"hint: '{images.classes[columns[0].index(many)]}' has {many / few:.1f} times as many training "
                      f"pictures as '{images.classes[columns[0].index(few)]}': consider --class-weights balanced "
-                     "and --monitor val_macro_f1")  # fmt: skip
+                     "and --monitor val_macro_f1")
     if images.ignored:
         kinds = ", ".join(f"{n} {kind}" for kind, n in images.ignored.most_common(5))
         lines.append(f"note: ignored {sum(images.ignored.values())} files that are no pictures ({kinds})")
+    same = find_duplicates(images)
+    lines += [f"warning: the same picture twice, so the scores are too good: {a} and {b}" for a, b in same[:3]]
+    if len(same) > 3:
+        lines.append(f"warning: ... and {len(same) - 3} more such pairs")
     return "\n".join(lines)
 
 
@@ -204,7 +210,7 @@ def train_transform(image_size, augment="standard", interpolation="bilinear", re
     """Augmentation of a uint8 tensor (3, H, W) to (3, image_size, image_size).
 
     "standard": a random crop of 35 to 100 % of the area, 3:4 to 4:3, and a horizontal flip (Szegedy et al., "Going
-    Deeper with Convolutions", 2014, with a larger smallest crop: fine-tuning sets are small). "none": as `eval_transform`.
+    Deeper with Convolutions", 2014, with a larger smallest crop). "none": as `eval_transform`.
     """
     if augment == "none":
         return eval_transform(image_size, interpolation, resize_size)

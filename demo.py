@@ -39,7 +39,7 @@ def draw_face(kind, rng):
     def at(x, y):
         """A point given in head radii from the centre of the face, tilted."""
         return (cx + radius * (x * math.cos(tilt) - y * math.sin(tilt)),
-                cy + radius * (x * math.sin(tilt) + y * math.cos(tilt)))  # fmt: skip
+                cy + radius * (x * math.sin(tilt) + y * math.cos(tilt)))
 
     def blob(x, y, rx, ry, fill):
         ring = (2 * math.pi * k / 24 for k in range(24))
@@ -84,7 +84,7 @@ def main(argv=None):
     except OSError as error:
         parser.error(f"cannot draw into {folder}: {error}")
     print(f"drew {2 * sum(PER_CLASS.values())} pictures into {folder}; next: "
-          f"python train_classifier.py --data {folder} --weights none --image-size 64 --epochs 8")  # fmt: skip
+          f"python train_classifier.py --data {folder} --weights none --image-size 64 --epochs 8")
 
 
 if __name__ == "__main__":

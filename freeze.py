@@ -98,7 +98,7 @@ def select(model, spec, head):
         if not matched:
             there_are = ", ".join(layer_groups(model, head))
             raise FreezeError(f"'{part}' matches no layer of this {type(model).__name__} that has parameters; "
-                              f"there are: {there_are} (and the dotted names inside them)")  # fmt: skip
+                              f"there are: {there_are} (and the dotted names inside them)")
         chosen.update(matched)
     return [n for n in names if n in chosen]
 
@@ -134,6 +134,19 @@ def parse_thaws(specs):
             raise FreezeError(f"'{text}' is not EPOCH:NAMES, as in 3:layer4 or 5:all")
         thaws[int(epoch)] = ",".join(filter(None, [thaws.get(int(epoch)), names.strip()]))
     return dict(sorted(thaws.items()))
+
+
+def plan_thaws(specs, past_specs=(), start_epoch=0):
+    """`parse_thaws` for a run that goes on at `start_epoch`: what has thawed before comes from `past_specs` (those of
+    the checkpoint) and cannot be changed, what is to come from `specs`.
+    """
+    plan = parse_thaws(specs)
+    past = {epoch: names for epoch, names in parse_thaws(past_specs).items() if epoch < start_epoch}
+    again = {epoch: names for epoch, names in plan.items() if epoch < start_epoch}
+    if again not in ({}, past):
+        thawed = ", ".join(f"{epoch}:{names}" for epoch, names in past.items()) or "nothing"
+        raise FreezeError(f"what thawed before epoch {start_epoch} cannot be changed: that was {thawed}")
+    return past | {epoch: names for epoch, names in plan.items() if epoch >= start_epoch}
 
 
 def train_mode(model):

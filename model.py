@@ -55,7 +55,7 @@ def load_pretrained(weights, name):
     check_name(name)
     pretrained = {"state_dict": None, "classes": None, "source": "none: random weights", "image_size": 224,
                   "resize_size": 256, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bilinear",
-                  "imagenet_input": False}  # fmt: skip
+                  "imagenet_input": False}
     enum = torchvision.models.get_model_weights(name)
     if weights.lower() == "none":
         return pretrained | _preset(enum.DEFAULT)
@@ -64,14 +64,14 @@ def load_pretrained(weights, name):
         chosen = weights.rpartition(".")[2]
         if chosen not in enum.__members__:
             raise ModelError(f"{name} has no weights '{weights}': there are {', '.join(enum.__members__)}, "
-                             "none, or the path of a local .pt or .pth file")  # fmt: skip
+                             "none, or the path of a local .pt or .pth file")
         entry = enum[chosen]
         try:
             state_dict = entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
         except (URLError, OSError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
-            raise ModelError(f"could not download {entry} ({reason}): fetch {entry.url} elsewhere and give the file as "
-                             "--weights FILE, or train from random weights with --weights none") from error  # fmt: skip
+            raise ModelError(f"could not download {entry} ({reason}): fetch {entry.url} elsewhere and give the file "
+                             "as --weights FILE, or train from random weights with --weights none") from error
         return pretrained | _preset(entry) | {"state_dict": state_dict, "source": str(entry), "imagenet_input": True}
 
     holder = read_file(weights)
@@ -87,7 +87,7 @@ def load_pretrained(weights, name):
         pretrained["imagenet_input"] = holder["network"]["options"].get("transform_input", False)
         if holder["network"]["name"] != name:
             raise ModelError(f"{weights} holds a {holder['network']['name']}, not a {name}: "
-                             f"give --model {holder['network']['name']}")  # fmt: skip
+                             f"give --model {holder['network']['name']}")
     return pretrained | {"state_dict": state_dict, "source": str(weights)}
 
 
@@ -99,8 +99,8 @@ def read_file(path):
         raise ModelError(f"no such file: {path}") from error
     except Exception as error:  # torch.load raises many kinds for files that are something else
         if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise ModelError(f"{path} holds Python objects besides tensors and was refused, nothing in it was executed: "
-                             "save `model.state_dict()` where you trust the file, and give that") from error  # fmt: skip
+            raise ModelError(f"{path} holds Python objects besides tensors and was refused, nothing in it was "
+                             "executed: save `model.state_dict()` where you trust the file, and give that") from error
         raise ModelError(f"{path} is not a file that torch.save wrote, or is damaged") from error
     if not isinstance(holder, dict):
         raise ModelError(f"{path} holds a {type(holder).__name__}, not a state_dict")
@@ -111,7 +111,18 @@ def _preset(entry):
     """The preprocessing that a torchvision weights entry was evaluated with."""
     preset = entry.transforms()
     return {"image_size": preset.crop_size[0], "resize_size": preset.resize_size[0], "mean": list(preset.mean),
-            "std": list(preset.std), "interpolation": preset.interpolation.value}  # fmt: skip
+            "std": list(preset.std), "interpolation": preset.interpolation.value}
+
+
+def preprocessing_for(pretrained, image_size=None):
+    """image_size, resize_size, mean, std and interpolation of `pretrained` (see `load_pretrained`), for another
+    `image_size` with the same ratio between the two sizes.
+    """
+    found = {k: pretrained[k] for k in ("image_size", "resize_size", "mean", "std", "interpolation")}
+    if image_size:
+        resize_size = round(image_size * found["resize_size"] / found["image_size"])
+        found |= {"image_size": image_size, "resize_size": resize_size}
+    return found
 
 
 # ---- building and loading
@@ -148,7 +159,7 @@ def build(name, **options):
         reason = (str(error) or "the size does not fit").partition("\n")[0]
         raise ModelError(f"{name} cannot be built with {options}: {reason}") from error
     if name.startswith("squeezenet"):
-        model.classifier[2] = nn.Identity()  # a ReLU behind the head: scores could not go below zero, a fresh head can die
+        model.classifier[2] = nn.Identity()  # a ReLU behind the head: no score below zero, and a fresh head can die
     return model
 
 
@@ -176,14 +187,14 @@ def load_weights(model, state_dict, head):
     left_out = None
     if any(k in state_dict and state_dict[k].shape != own[k].shape for k in keys):
         left_out = (f"head {head} left out: the file's has {len(state_dict[keys[0]])} outputs, "
-                    f"this task {len(own[keys[0]])}; it starts at random weights")  # fmt: skip
+                    f"this task {len(own[keys[0]])}; it starts at random weights")
     elif not any(k in state_dict for k in keys):
         left_out = f"head {head} is not in the file; it starts at random weights"
     if left_out:
         state_dict |= {k: own[k] for k in keys}
 
     wrong = [f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}" for k, v in state_dict.items()
-             if k in own and v.shape != own[k].shape]  # fmt: skip
+             if k in own and v.shape != own[k].shape]
     infinite = [k for k, v in state_dict.items() if v.is_floating_point() and not v.float().isfinite().all()]
     if infinite:
         raise ModelError(f"the weights hold values that are not finite: {_some(infinite)}")
@@ -192,10 +203,10 @@ def load_weights(model, state_dict, head):
         state_dict._metadata = metadata  # holds layer versions: some layers need theirs (MNASNet, BatchNorm)
         missing, unexpected = model.load_state_dict(state_dict, strict=False)
     problems = [f"{what}: {_some(found)}" for what, found in
-                (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)) if found]  # fmt: skip
+                (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)) if found]
     if problems:
         raise ModelError(f"the weights do not fit this {type(model).__name__}: {'; '.join(problems)}; "
-                         "is --model the network they were made with?")  # fmt: skip
+                         "is --model the network they were made with?")
     return left_out
 
 
@@ -206,7 +217,7 @@ def _fit_position_embedding(model, state_dict):
         state_dict[key] = state_dict[key].float()
         try:
             return torchvision.models.vision_transformer.interpolate_embeddings(
-                model.image_size, model.patch_size, state_dict)  # fmt: skip
+                model.image_size, model.patch_size, state_dict)
         except ValueError as error:
             raise ModelError(f"the position embedding of the weights does not fit: {error}") from error
     return state_dict
@@ -225,7 +236,7 @@ def check_image_size(model, size):
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ModelError(f"{type(model).__name__} cannot take images of {size} x {size} pixels ({reason}): "
-                         "give another --image-size, such as 224") from error  # fmt: skip
+                         "give another --image-size, such as 224") from error
     model.train(training)
 
 

@@ -3,7 +3,7 @@
     python predict.py --checkpoint runs/.../best.pt some.jpg a_folder/ 'more/*.png'
     python predict.py --checkpoint runs/.../best.pt a_folder/ --top-k 3 --csv predictions.csv
     python predict.py --checkpoint runs/.../best.pt cats_and_dogs/test          # subfolders are classes: scores too
-    python predict.py --checkpoint runs/.../best.pt --weights-only weights.pth  # the bare state_dict, for other programs
+    python predict.py --checkpoint runs/.../best.pt --weights-only weights.pth  # the bare state_dict, to use elsewhere
 
 A picture that cannot be read is named and passed over; the exit status is then 1. Any other mistake is one line on
 stderr and exit status 2.
@@ -35,15 +35,14 @@ def build_parser():
     add("--weights-only", metavar="FILE", help="write the bare state_dict there; it loads into plain torchvision")
     add("-b", "--batch-size", type=int, default=32, metavar="N", help="(default %(default)s)")
     add("-j", "--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="N", help="(default here %(default)s)")
-    add("--amp", choices=["auto", "off", "bf16", "fp16"], default="off", help="mixed precision; off (the default) is exact")
+    add("--amp", choices=["auto", "off", "bf16", "fp16"], default="off", help="precision (default off: float32)")
     add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name")
     return parser
 
 
 def list_pictures(arguments, classes):
-    """[(path, label)]: what files, folders and globs stand for, in the order given, no file twice. The label is -1, or
-    the class where the picture lies below a subfolder, named like a class, of a given folder whose subfolders with
-    pictures all are classes. Raises data.DataError.
+    """[(path, label)]: what files, folders and globs stand for, in the order given, no file twice. Labels are -1; but in
+    a folder whose pictures all lie below subfolders named like classes they are those. Raises data.DataError.
     """
     found = {}
     for argument in arguments:
@@ -66,9 +65,7 @@ def list_pictures(arguments, classes):
 
 
 def predict(args):
-    state = checkpoint.load(args.checkpoint)
-    if state["script"] != "train_classifier":
-        raise checkpoint.CheckpointError(f"{args.checkpoint} was written by {state['script']}.py, not by train_classifier.py")
+    state = checkpoint.load(args.checkpoint, script="train_classifier")
     classes, preprocessing = state["classes"], state["preprocessing"]
     if args.weights_only:
         try:
@@ -76,7 +73,7 @@ def predict(args):
         except (OSError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"cannot write {args.weights_only}: {error}") from error
         print(f"wrote {args.weights_only}: a state_dict for torchvision's {state['network']['name']} "
-              f"with num_classes={len(classes)}")  # fmt: skip
+              f"with num_classes={len(classes)}")
         if not args.pictures:
             return 0
 

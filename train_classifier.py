@@ -2,7 +2,7 @@
 
     python train_classifier.py --data ./cats_and_dogs --freeze backbone            # train the new head alone
     python train_classifier.py --data ./cats_and_dogs                              # train everything
-    python train_classifier.py --data ./cats_and_dogs --freeze backbone --unfreeze 3:layer4 --unfreeze 6:all
+    python train_classifier.py --data ./cats_and_dogs --freeze backbone --unfreeze 2:layer4 --unfreeze 5:all
     python train_classifier.py --model efficientnet_b0 --list-layers               # the names to freeze and thaw
     python train_classifier.py --resume runs/train_classifier/.../last.pt          # go on after an interruption
 
@@ -29,15 +29,15 @@ import data
 import freeze
 import losses
 import metrics
-from model import (ModelError, auto_precision, build, build_options, check_image_size, load_pretrained,
-                   load_weights)  # fmt: skip
+from model import (ModelError, auto_precision, build, build_options, check_image_size, load_pretrained, load_weights,
+                   preprocessing_for)
 
-# ---- 1 arguments ----------------------------------------------------------------------------------------------------
+# ---- 1 arguments -----------------------------------------------------------------------------------------------------
 
-DEFAULT_LR = {"sgd": 1e-2, "adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-4, "adagrad": 1e-2}
+DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 # A resumed run may change these and nothing else: the rest decides what has been learned so far.
 MAY_CHANGE = {"data", "epochs", "lr", "backbone_lr_scale", "weight_decay", "patience", "unfreeze", "workers", "device",
-              "output", "resume", "log_every", "batch_size", "accumulate"}  # fmt: skip
+              "output", "resume", "log_every", "batch_size", "accumulate"}
 
 
 def number(kind, low, high=math.inf):
@@ -56,78 +56,89 @@ def number(kind, low, high=math.inf):
 
 def build_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)  # fmt: skip
+                                     allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
 
     add = parser.add_argument_group("data").add_argument
-    add("--data", metavar="DIR", help="train/ and val/ (and test/), or one folder of class folders, split by --val-split")
+    add("--data", metavar="DIR", help="train/ and val/ (and test/), or one folder of class folders to be split")
     add("--val-split", type=number(float, 0.01, 0.99), default=0.2, metavar="SHARE",
-        help="share of each class set aside where there is no val/ (default %(default)s)")  # fmt: skip
+        help="share of each class that is set aside where there is no val/ (default %(default)s)")
     add("--image-size", type=number(int, 1), metavar="N",
-        help="pixels (default: the evaluation size of the weights; 224 for a bare local file)")  # fmt: skip
+        help="pixels (default: the evaluation size of the weights; 224 for a bare local file)")
     add("--augment", choices=["none", "standard"], default="standard",
-        help="standard: random crop and horizontal flip (default)")  # fmt: skip
-    add("-b", "--batch-size", type=number(int, 1), default=32, metavar="N", help="pictures per batch (default %(default)s)")
+        help="standard: a random crop and a horizontal flip (default)")
+    add("-b", "--batch-size", type=number(int, 1), default=32, metavar="N",
+        help="pictures per batch (default %(default)s)")
     add("-j", "--workers", type=number(int, 0), default=min(4, os.cpu_count() or 1), metavar="N",
-        help="processes that decode pictures; does not change the result (default here %(default)s)")  # fmt: skip
+        help="processes that decode pictures; does not change the result (default here %(default)s)")
 
     add = parser.add_argument_group("network").add_argument
-    add("--model", default="resnet18", metavar="NAME", help="any torchvision classification model (default %(default)s)")
-    add("--weights", default="DEFAULT", metavar="W", help="DEFAULT | a torchvision weights name | none | a local .pt/.pth file")
+    add("--model", default="resnet18", metavar="NAME",
+        help="any torchvision classification model (default %(default)s)")
+    add("--weights", default="DEFAULT", metavar="W",
+        help="DEFAULT | a torchvision weights name | none | a local .pt or .pth file (default %(default)s)")
 
     add = parser.add_argument_group("freezing").add_argument
-    add("--freeze", default="none", metavar="SPEC", help="none | backbone | conv | bn | to:LAYER | names or patterns, "
-        "comma-separated, such as conv1,layer1 or '*.bn1'; the new head always trains (default %(default)s)")  # fmt: skip
+    add("--freeze", default="none", metavar="SPEC",
+        help="none | backbone | conv | bn | to:LAYER | names or patterns, comma-separated, such as conv1,layer1 or "
+             "'*.bn1'; the new head always trains (default %(default)s)")
     add("--unfreeze", action="append", default=[], metavar="EPOCH:NAMES",
-        help="what thaws at the start of that epoch; the first epoch is 0; repeatable: 3:layer4, 5:all")  # fmt: skip
-    add("--list-layers", action="store_true", help="print the layers, what is frozen and the rates; do not train")
+        help="what thaws at the start of that epoch, the first being 0: 3:layer4, 5:all; repeatable")
+    add("--list-layers", action="store_true", help="print the layers, what is frozen, the rates; do not train")
 
     add = parser.add_argument_group("loss").add_argument
     add("--label-smoothing", type=number(float, 0, 1), default=0.0, metavar="E", help="(default %(default)s)")
-    add("--class-weights", metavar="W", help="balanced | CLASS=W,... such as dog=10,cat=1 (a missed dog costs 10)")
-    add("--class-weight-mean", choices=["weighted", "plain"], default="weighted", help="divide the batch's weighted loss "
-        "by the sum of weights, as nn.CrossEntropyLoss does (default), or by the number of pictures")  # fmt: skip
-    add("--l1", type=number(float, 0), default=0.0, metavar="L", help="L1 penalty on trainable weights; try 1e-6 to 1e-5")
+    add("--class-weights", metavar="W", help="balanced | CLASS=W,... such as dog=10,cat=1: a missed dog costs 10")
+    add("--class-weight-mean", choices=["weighted", "plain"], default="weighted",
+        help="divide a batch's weighted loss by its sum of weights, as nn.CrossEntropyLoss does (default), or by its "
+             "number of pictures, so that a weight of 10 makes a gradient ten times as large")
+    add("--l1", type=number(float, 0), default=0.0, metavar="L",
+        help="L1 penalty on the trainable weights; try 1e-6 to 1e-5 (default: off)")
 
     add = parser.add_argument_group("optimizer").add_argument
     add("--optimizer", choices=list(DEFAULT_LR), default="adamw", help="(default %(default)s)")
-    add("--lr", type=number(float, 0), metavar="LR", help="learning rate of the head (default: " + ", ".join(
-        f"{name} {lr:g}" for name, lr in DEFAULT_LR.items()) + ")")  # fmt: skip
+    add("--lr", type=number(float, 0), metavar="LR",
+        help=f"learning rate of the head (default: {', '.join(f'{k} {v:g}' for k, v in DEFAULT_LR.items())})")
     add("--backbone-lr-scale", type=number(float, 0), metavar="S",
-        help="the backbone's rate is LR * S (default 0.1; 1 with --weights none)")  # fmt: skip
-    add("--momentum", type=number(float, 0, 1), metavar="M", help="sgd (default 0.9) and rmsprop (default 0) only")
-    add("--wd", "--weight-decay", dest="weight_decay", type=number(float, 0), default=1e-2, metavar="D",
-        help="on weights, not on biases and norm layers; decoupled in adamw, L2 elsewhere (default %(default)s)")  # fmt: skip
+        help="the backbone's rate is LR * S (default 0.1; 1 with --weights none)")
+    add("--momentum", type=number(float, 0, 1), metavar="M", help="sgd (default 0.9) and rmsprop (default 0)")
+    add("--wd", "--weight-decay", dest="weight_decay", type=number(float, 0), metavar="D",
+        help="on weights, not on biases and norm layers; decoupled in adamw (default 0.01), L2 regularisation in the "
+             "others (default 0.0001)")
     add("--schedule", choices=["cosine", "step", "constant", "plateau"], default="cosine", help="(default %(default)s)")
-    add("--warmup-epochs", type=number(float, 0), default=0.5, metavar="N", help="linear warm-up (default %(default)s)")
-    add("--step-epochs", type=number(int, 1), default=3, metavar="N", help="step: epochs between cuts (default %(default)s)")
+    add("--warmup-epochs", type=number(float, 0), default=0.5, metavar="N", help="linear (default %(default)s)")
+    add("--step-epochs", type=number(int, 1), default=3, metavar="N",
+        help="step: epochs between cuts of the rate (default %(default)s)")
     add("--plateau-epochs", type=number(int, 1), default=2, metavar="N",
-        help="plateau: epochs without a better --monitor before a cut (default %(default)s)")  # fmt: skip
-    add("--gamma", type=number(float, 0, 1), default=0.1, metavar="G", help="step and plateau: factor of a cut (default %(default)s)")
-    add("--accumulate", type=number(int, 1), default=1, metavar="N", help="batches per optimizer step (default %(default)s)")
-    add("--clip-grad", type=number(float, 0), default=0.0, metavar="NORM", help="clip the gradient norm (default: off)")
+        help="plateau: epochs without a better --monitor before a cut (default %(default)s)")
+    add("--gamma", type=number(float, 0, 1), default=0.1, metavar="G",
+        help="step, plateau: factor of a cut (default %(default)s)")
+    add("--accumulate", type=number(int, 1), default=1, metavar="N",
+        help="batches per optimizer step (default %(default)s)")
+    add("--clip-grad", type=number(float, 0), default=0.0, metavar="NORM", help="longest gradient (default: any)")
 
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=number(int, 1), default=10, metavar="N", help="(default %(default)s)")
     add("--monitor", choices=["val_loss", "val_accuracy", "val_macro_f1"], default="val_accuracy",
-        help="what chooses best.pt and stops early (default %(default)s)")  # fmt: skip
+        help="what chooses best.pt and stops early (default %(default)s)")
     add("--patience", type=number(int, 0), default=0, metavar="N",
-        help="stop after N epochs without a better --monitor (default 0: never)")  # fmt: skip
-    add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="mixed precision (default %(default)s)")
+        help="stop after N epochs without a better --monitor (default 0: never)")
+    add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision (default %(default)s)")
     add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name such as cuda:0")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="(default %(default)s)")
 
     add = parser.add_argument_group("saving").add_argument
     add("--output", metavar="DIR", help="the run folder (default runs/train_classifier/<time>)")
-    add("--resume", nargs="?", const="", metavar="FILE", help="go on from FILE; without FILE from --output's last.pt "
-        "if there is one, else start afresh; options not typed come from the checkpoint")  # fmt: skip
-    add("--log-every", type=number(int, 1), default=10, metavar="N", help="optimizer steps between looks at the loss "
-        "(default %(default)s)")  # fmt: skip
+    add("--resume", nargs="?", const="", metavar="FILE",
+        help="go on from FILE; without FILE from --output's last.pt if there is one, else start afresh; options not "
+             "typed come from the checkpoint")
+    add("--log-every", type=number(int, 1), default=10, metavar="N",
+        help="optimizer steps between looks at the loss (default %(default)s)")
     return parser
 
 
 def read_arguments(argv):
-    """Returns the options and, for a resumed run, the loaded checkpoint (else None)."""
+    """Return the options, and the checkpoint of a run that is resumed (else None)."""
     parser = build_parser()
     args, typed, saved = parser.parse_args(argv), checkpoint.typed_options(parser, argv), None
     if args.resume is not None:
@@ -135,14 +146,13 @@ def read_arguments(argv):
             parser.error("--resume without a file needs --output, the folder of the run to go on with")
         file = Path(args.resume or Path(args.output, "last.pt"))
         if args.resume or file.exists():
-            saved = checkpoint.load(file)
-            if saved["script"] != "train_classifier":
-                parser.error(f"{file} was written by {saved['script']}.py: resume it there")
-            args = argparse.Namespace(**vars(args) | checkpoint.resume_options(typed, saved["options"], MAY_CHANGE))
-            args.output, args.resume = typed.get("output", str(file.parent)), str(file)
+            saved = checkpoint.load(file, script="train_classifier")
+            options = checkpoint.resume_options(typed, saved["options"], MAY_CHANGE)
+            args = argparse.Namespace(**vars(args) | options)
+            args.resume, args.output = str(file), typed.get("output", str(file.parent))
     if not args.data and not args.list_layers:
         parser.error("--data is needed: a folder with one folder of pictures per class")
-    for option, applies, what in (
+    for option, applies, where in (
         ("momentum", args.optimizer in ("sgd", "rmsprop"), "--optimizer sgd and rmsprop"),
         ("class_weight_mean", args.class_weights, "--class-weights"),
         ("step_epochs", args.schedule == "step", "--schedule step"),
@@ -151,7 +161,7 @@ def read_arguments(argv):
         ("unfreeze", args.freeze != "none", "something frozen by --freeze"),
     ):
         if option in typed and not applies:
-            parser.error(f"--{option.replace('_', '-')} only has a meaning with {what}")
+            parser.error(f"--{option.replace('_', '-')} only has a meaning with {where}")
     args.output = args.output or time.strftime("runs/train_classifier/%Y-%m-%d_%H-%M-%S")
     if saved is None and Path(args.output, "last.pt").exists():
         parser.error(f"{args.output} already holds a run: add --resume to go on with it, or give another --output")
@@ -159,7 +169,7 @@ def read_arguments(argv):
 
 
 def train(args, saved):
-    # ---- 2 device and processes -------------------------------------------------------------------------------------
+    # ---- 2 device and processes --------------------------------------------------------------------------------------
     available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(available if args.device == "auto" else args.device)
@@ -167,58 +177,46 @@ def train(args, saved):
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"--device {args.device} cannot be used here: try --device {available}") from error
     gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
-    torch.manual_seed(args.seed)  # the new head's weights, dropout
+    torch.manual_seed(args.seed)  # for the new head's weights and for dropout
 
-    # ---- 3 data -----------------------------------------------------------------------------------------------------
+    # ---- 3 data ------------------------------------------------------------------------------------------------------
     images = data.find_images(args.data, args.val_split)
     classes = images.classes
     if saved and (saved["classes"], saved["data"]) != (classes, data.fingerprint(images)):
-        raise data.DataError(f"the pictures in {args.data} are not those the run was started with: bring them back, or "
-                             f"start a new run from its weights with --weights {args.output}/last.pt")  # fmt: skip
+        raise data.DataError(f"the pictures in {args.data} are not those the run was started with: bring them back, "
+                             f"or start a new run from its weights: --weights {args.output}/last.pt")
     print(data.describe(images))
-    for in_train, elsewhere in (same := data.find_duplicates(images))[:3]:
-        print(f"warning: the same picture twice, the scores are too good: {in_train} and {elsewhere}")
-    if len(same) > 3:
-        print(f"warning: ... and {len(same) - 3} more such pairs")
 
-    # ---- 4 model and head -------------------------------------------------------------------------------------------
+    # ---- 4 model and head --------------------------------------------------------------------------------------------
     if saved:
         preprocessing, network_options = saved["preprocessing"], saved["network"]["options"]
     else:
         pretrained = load_pretrained(args.weights, args.model)
-        preprocessing = {k: pretrained[k] for k in ("image_size", "resize_size", "mean", "std", "interpolation")}
-        if args.image_size:
-            ratio = preprocessing["resize_size"] / preprocessing["image_size"]
-            preprocessing |= {"image_size": args.image_size, "resize_size": round(args.image_size * ratio)}
+        preprocessing = preprocessing_for(pretrained, args.image_size)
         network_options = build_options(args.model, preprocessing["image_size"], pretrained)
     model = build(args.model, **network_options)
 
     head = freeze.find_head(model)  # "fc" in a ResNet, "classifier.6" in a VGG, "heads.head" in a ViT
-    old = model.get_submodule(head)
-    if isinstance(old, nn.Conv2d):  # SqueezeNet classifies with a 1x1 convolution
-        model.set_submodule(head, nn.Conv2d(old.in_channels, len(classes), kernel_size=1))
+    old_head = model.get_submodule(head)
+    if isinstance(old_head, nn.Conv2d):  # SqueezeNet classifies with a 1x1 convolution
+        model.set_submodule(head, nn.Conv2d(old_head.in_channels, len(classes), kernel_size=1))
     else:
-        model.set_submodule(head, nn.Linear(old.in_features, len(classes)))
+        model.set_submodule(head, nn.Linear(old_head.in_features, len(classes)))
     check_image_size(model, preprocessing["image_size"])
 
     if saved:
         model.load_state_dict(saved["model"])
     elif pretrained["state_dict"]:
-        if pretrained["classes"] not in (None, classes):  # a checkpoint of other classes: its head means something else
-            pretrained["state_dict"] = {k: v for k, v in pretrained["state_dict"].items() if not k.startswith(head + ".")}
-        left_out = load_weights(model, pretrained["state_dict"], head)
-        print(f"weights: {pretrained['source']}; {left_out or f'head {head} kept, it fits'}")
+        if pretrained["classes"] not in (None, classes):  # of one of our checkpoints; that head means other classes
+            pretrained["state_dict"] = {k: v for k, v in pretrained["state_dict"].items() if not k.startswith(head)}
+        head_left_out = load_weights(model, pretrained["state_dict"], head)
+        print(f"weights: {pretrained['source']}; {head_left_out or f'head {head} kept, it fits'}")
     model.to(device, memory_format=torch.channels_last)
 
-    # ---- 5 freezing -------------------------------------------------------------------------------------------------
-    freeze.freeze(model, args.freeze, head)
-    thaws = freeze.parse_thaws(args.unfreeze)
-    start_epoch = saved["epoch"] if saved else 0
-    if saved:  # past thaws are history, future ones may be planned anew
-        past = {e: names for e, names in freeze.parse_thaws(saved["options"]["unfreeze"]).items() if e < start_epoch}
-        if {e: names for e, names in thaws.items() if e < start_epoch} not in ({}, past):
-            raise freeze.FreezeError(f"--unfreeze cannot change what has thawed before epoch {start_epoch}: {past}")
-        thaws = past | {e: names for e, names in thaws.items() if e >= start_epoch}
+    # ---- 5 freezing --------------------------------------------------------------------------------------------------
+    freeze.freeze(model, args.freeze, head)  # requires_grad = False; train_mode() in section 10 does the other half
+    start_epoch, past = (saved["epoch"], saved["options"]["unfreeze"]) if saved else (0, [])
+    thaws = freeze.plan_thaws(args.unfreeze, past, start_epoch)
     for epoch, names in thaws.items():
         freeze.select(model, names, head)  # a misspelt name is an error now, not hours later
         if epoch >= args.epochs:
@@ -228,18 +226,20 @@ def train(args, saved):
     if args.weights.lower() == "none" and args.freeze != "none":
         print("warning: --freeze with --weights none keeps random layers as they are; they learn nothing")
 
-    # ---- 6 loss -----------------------------------------------------------------------------------------------------
-    weight = losses.class_weights(args.class_weights, classes, data.counts(images, "train"))
-    criterion = losses.CrossEntropy(weight, mean=args.class_weight_mean, label_smoothing=args.label_smoothing).to(device)
+    # ---- 6 loss ------------------------------------------------------------------------------------------------------
     # Your own loss: any callable (logits (N, C) float32, labels (N,) int64) -> scalar can stand here instead.
+    weight = losses.class_weights(args.class_weights, classes, data.counts(images, "train"))
+    criterion = losses.CrossEntropy(weight, args.class_weight_mean, args.label_smoothing).to(device)
 
-    # ---- 7 optimizer, schedule, scaler ------------------------------------------------------------------------------
+    # ---- 7 optimizer, schedule, scaler -------------------------------------------------------------------------------
     lr = DEFAULT_LR[args.optimizer] if args.lr is None else args.lr
-    backbone_lr_scale = args.backbone_lr_scale
-    if backbone_lr_scale is None:
-        backbone_lr_scale = 1.0 if args.weights.lower() == "none" else 0.1
-    groups = freeze.param_groups(model, head, args.weight_decay, backbone_lr_scale)
-    momentum = args.momentum if args.momentum is not None else 0.9 if args.optimizer == "sgd" else 0.0
+    scale = args.backbone_lr_scale
+    scale = scale if scale is not None else 1.0 if args.weights.lower() == "none" else 0.1
+    decay = args.weight_decay
+    decay = decay if decay is not None else 1e-2 if args.optimizer == "adamw" else 1e-4
+    momentum = args.momentum
+    momentum = momentum if momentum is not None else 0.9 if args.optimizer == "sgd" else 0.0
+    groups = freeze.param_groups(model, head, decay, scale)  # all parameters, so that a thaw needs nothing more
     optimizer = {
         "sgd": lambda: torch.optim.SGD(groups, lr=lr, momentum=momentum),
         "adam": lambda: torch.optim.Adam(groups, lr=lr),
@@ -252,105 +252,107 @@ def train(args, saved):
     batch_sizes = order.sizes()
     steps_per_epoch = math.ceil(len(batch_sizes) / args.accumulate)
     warmup_steps = round(args.warmup_epochs * steps_per_epoch)
-    plateau_scale = saved["plateau_scale"] if saved else 1.0
+    plateau_scale = 1.0  # what --schedule plateau has cut the rate to
 
     def lr_at(step):
-        """The head's rate at optimizer step `step`: a plain function, so that a resumed run has no state to restore."""
+        """The head's rate at optimizer step `step`: a plain function, so there is no scheduler state to restore."""
         if step < warmup_steps:
             return lr * (step + 1) / warmup_steps
-        if args.schedule == "cosine":  # to zero at the end (Loshchilov and Hutter, SGDR, 2017)
-            share = (step - warmup_steps) / max(1, args.epochs * steps_per_epoch - warmup_steps)
-            return lr * 0.5 * (1 + math.cos(math.pi * share))
+        if args.schedule == "cosine":  # down to zero (Loshchilov and Hutter, "SGDR", 2017)
+            progress = (step - warmup_steps) / max(1, args.epochs * steps_per_epoch - warmup_steps)
+            return lr * 0.5 * (1 + math.cos(math.pi * progress))
         if args.schedule == "step":
             return lr * args.gamma ** (step // steps_per_epoch // args.step_epochs)
-        return lr * plateau_scale  # 1 unless --schedule plateau has cut it
+        return lr * plateau_scale
 
-    precision, reason = (args.amp, "as given") if args.amp != "auto" else auto_precision(model, device)
-    if args.amp == "auto" and saved:
-        precision, reason = saved["precision"], "as the run was started"
-    if gpus > 1 and precision == "bf16":  # DataParallel's replica threads fall back to fp16
+    precision, reason = args.amp, "as given"
+    if args.amp == "auto":
+        precision, reason = (saved["precision"], "as before") if saved else auto_precision(model, device)
+    if gpus > 1 and precision == "bf16":  # in the threads of DataParallel, autocast falls back to fp16
         if args.amp == "bf16":
             raise ModelError("--amp bf16 does not reach DataParallel's threads: use --amp fp16, or --device cuda:0")
         precision, reason = "fp16", "DataParallel's threads know no other"
     amp_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[precision]
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")  # bf16 has float32's range and needs none
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")  # bf16 has float32's range, needs none
 
-    # ---- 8 resume ---------------------------------------------------------------------------------------------------
+    # ---- 8 resume ----------------------------------------------------------------------------------------------------
     best, best_epoch, epochs_without_gain, history = None, None, 0, []
+    output = Path(args.output)
     if saved:
-        if args.batch_size * args.accumulate != saved["options"]["batch_size"] * saved["options"]["accumulate"]:
-            raise checkpoint.CheckpointError("--batch-size times --accumulate must stay at "
-                                             f"{saved['options']['batch_size'] * saved['options']['accumulate']}")  # fmt: skip
-        as_given = [{k: g[k] for k in ("lr_scale", "weight_decay")} for g in optimizer.param_groups]
-        optimizer.load_state_dict(saved["optimizer"])  # brings the momenta back, and the old rates and decay with them
-        for group, settings in zip(optimizer.param_groups, as_given, strict=True):
-            group.update(settings)
+        images_per_step = saved["options"]["batch_size"] * saved["options"]["accumulate"]
+        if args.batch_size * args.accumulate != images_per_step:
+            raise checkpoint.CheckpointError(f"--batch-size times --accumulate must stay at {images_per_step}")
+        settings = [{k: g[k] for k in ("lr_scale", "weight_decay")} for g in optimizer.param_groups]
+        optimizer.load_state_dict(saved["optimizer"])  # brings back the momenta, and the old rates and decay too
+        for group, now in zip(optimizer.param_groups, settings, strict=True):
+            group.update(now)
         scaler.load_state_dict(saved["scaler"])
-        best, best_epoch, epochs_without_gain = saved["best"], saved["best_epoch"], saved["epochs_without_gain"]
-        history = saved["history"]
         checkpoint.set_rng_state(saved["rng"])
+        best, best_epoch, epochs_without_gain = saved["best"], saved["best_epoch"], saved["epochs_without_gain"]
+        history, plateau_scale = saved["history"], saved["plateau_scale"]
+        if not checkpoint.take_best_along(args.resume, output):
+            best, epochs_without_gain = None, 0
+            print(f"warning: there is no best.pt beside {args.resume}: what is best starts anew")
         for what, value in checkpoint.machine().items():
             if value != saved["machine"][what]:
-                print(f"warning: {what} was {saved['machine'][what]} and is {value}: results may differ in the last bits")
-        print(f"resumed after epoch {start_epoch - 1} of {args.output}")
+                print(f"warning: {what} was {saved['machine'][what]}, is {value}: the last bits may come out otherwise")
+        print(f"resumed from {args.resume} at epoch {start_epoch}")
 
-    def state_after(epochs_done):
-        """All that a resumed run and predict.py need; plain values and tensors, so that weights_only=True reads it."""
+    def state_to_save(next_epoch):
+        """All that resuming and predict.py need, in tensors and plain values: read with weights_only=True."""
+        options = vars(args) | {"data": os.path.abspath(args.data), "unfreeze": [f"{e}:{n}" for e, n in thaws.items()]}
         return {
-            "script": "train_classifier", "model": model.state_dict(), "classes": classes, "head": head,
-            "network": {"name": args.model, "options": network_options}, "preprocessing": preprocessing,
-            "epoch": epochs_done, "step": epochs_done * steps_per_epoch, "best": best, "best_epoch": best_epoch,
-            "epochs_without_gain": epochs_without_gain, "plateau_scale": plateau_scale, "history": history,
-            "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "precision": precision,
-            "rng": checkpoint.rng_state(), "machine": checkpoint.machine(), "data": data.fingerprint(images),
-            "options": vars(args) | {"data": os.path.abspath(args.data), "unfreeze": [f"{e}:{n}" for e, n in thaws.items()]},
-        }  # fmt: skip
+            "script": "train_classifier", "options": options, "machine": checkpoint.machine(),
+            "model": model.state_dict(), "head": head, "network": {"name": args.model, "options": network_options},
+            "preprocessing": preprocessing, "classes": classes, "data": data.fingerprint(images),
+            "optimizer": optimizer.state_dict(), "plateau_scale": plateau_scale, "scaler": scaler.state_dict(),
+            "precision": precision, "rng": checkpoint.rng_state(), "epoch": next_epoch,
+            "step": next_epoch * steps_per_epoch, "best": best, "best_epoch": best_epoch,
+            "epochs_without_gain": epochs_without_gain, "history": history,
+        }
 
-    # ---- 9 several GPUs ---------------------------------------------------------------------------------------------
-    # `network` is what runs; `model` is what is frozen, saved and thawed, with the same parameters and plain names.
+    # ---- 9 several GPUs ----------------------------------------------------------------------------------------------
+    # `network` is what runs; `model` is what is frozen, thawed and saved: the same parameters under their plain names.
     network = nn.DataParallel(model) if gpus > 1 else model
 
-    # ---- 10 the loop ------------------------------------------------------------------------------------------------
-    size, resize = preprocessing["image_size"], preprocessing["resize_size"]
+    # ---- 10 the loop -------------------------------------------------------------------------------------------------
+    size, resize_size = preprocessing["image_size"], preprocessing["resize_size"]
     mean, std, interpolation = preprocessing["mean"], preprocessing["std"], preprocessing["interpolation"]
-    augment = data.train_transform(size, args.augment, interpolation, resize)
+    augment = data.train_transform(size, args.augment, interpolation, resize_size)
     train_images = data.ImageList(images.splits["train"], augment, args.seed, size=2 * size)
     train_loader = data.make_loader(train_images, order, args.workers, pin_memory=device.type == "cuda")
 
-    def split_loader(split):
-        listed = data.ImageList(images.splits[split], data.eval_transform(size, interpolation, resize), size=2 * size)
+    def loader_of(split):
+        plain = data.eval_transform(size, interpolation, resize_size)
+        listed = data.ImageList(images.splits[split], plain, size=2 * size)
         return data.make_loader(listed, data.SeededBatches(len(listed), args.batch_size), args.workers)
 
-    val_loader = split_loader("val")
-
     @torch.inference_mode()
-    def outputs_for(loader, amp_dtype):
-        """The network's outputs (N, C) and the labels (N,) for a whole split, in evaluation mode."""
+    def evaluate(loader, amp_dtype):
+        """The network's outputs (N, C) in float32 and the labels (N,) of a whole split, in evaluation mode."""
         network.eval()
         outputs, labels = [], []
         for x, y in data.batches(loader):
+            x = data.to_input(x, device, mean, std)
             with torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                outputs.append(network(data.to_input(x, device, mean, std)).float())
+                outputs.append(network(x).float())
             labels.append(y)
         return torch.cat(outputs), torch.cat(labels).to(device)
 
-    print(f"\n{args.model} at {size} px on {device}{f' x {gpus}' if gpus > 1 else ''}; precision {precision} ({reason})")
-    print(freeze.group_table(model, head, lr, backbone_lr_scale) + "\n")
-    output = Path(args.output)
-    checkpoint.start_folder(output, state_after(start_epoch)["options"])
-    if saved and not checkpoint.take_best_along(args.resume, output):
-        best, epochs_without_gain = None, 0
-        print(f"warning: there is no best.pt beside {args.resume}: what is best starts anew")
+    val_loader = loader_of("val")
+    checkpoint.start_folder(output, state_to_save(start_epoch)["options"])
+    print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
+          f"{freeze.group_table(model, head, lr, scale)}\n")
 
     for epoch in range(start_epoch, args.epochs):
         if args.patience and epochs_without_gain >= args.patience:
             print(f"stopped early: no better {args.monitor} for {epochs_without_gain} epochs")
             break
         if epoch in thaws:
-            checkpoint.save(state_after(epoch), output, name=f"before_unfreeze_{epoch}.pt")
-            print(f"epoch {epoch}: {freeze.thaw(model, thaws[epoch], head):,} parameters thaw ({thaws[epoch]})")
+            checkpoint.save(state_to_save(epoch), output, name=f"before_unfreeze_{epoch}.pt")  # the way back
+            print(f"thaw: {thaws[epoch]}, {freeze.thaw(model, thaws[epoch], head):,} parameters")
 
-        freeze.train_mode(network)  # train(), and eval() on every frozen part
+        freeze.train_mode(network)  # model.train(), and eval() on every frozen part: no running statistics move there
         order.epoch = epoch
         step = epoch * steps_per_epoch
         seen, loss_sum, hits, norm_sum = 0, *torch.zeros(3, device=device)
@@ -359,12 +361,13 @@ def train(args, saved):
         for i, (x, y) in enumerate(bar):
             x, y = data.to_input(x, device, mean, std), y.to(device, non_blocking=True)
             with torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                logits = network(x).float()
-            loss = criterion(logits, y)  # in float32, outside of autocast's reach
+                logits = network(x)
+            loss = criterion(logits.float(), y)  # in float32, out of autocast's reach
 
-            # The batches of one optimizer step count by their share of its pictures, the last, smaller step included.
+            # The batches of one optimizer step count by their share of its pictures; the last step may have fewer.
             first = i - i % args.accumulate
-            scaler.scale(loss * len(y) / sum(batch_sizes[first : first + args.accumulate])).backward()
+            share = len(y) / sum(batch_sizes[first : first + args.accumulate])
+            scaler.scale(loss * share).backward()
             seen += len(y)
             loss_sum += loss.detach() * len(y)  # stays on the device: .item() here would wait for it at every step
             hits += (logits.detach().argmax(1) == y).sum()
@@ -373,14 +376,14 @@ def train(args, saved):
 
             if args.l1:
                 scaler.scale(args.l1 * losses.l1_penalty(model)).backward()
+            scaler.unscale_(optimizer)
+            trained = [p for p in model.parameters() if p.grad is not None]
+            norm = nn.utils.get_total_norm([p.grad for p in trained])
+            if args.clip_grad:
+                nn.utils.clip_grads_with_norm_(trained, args.clip_grad, norm)
             for group in optimizer.param_groups:
                 group["lr"] = group["lr_scale"] * lr_at(step)
-            scaler.unscale_(optimizer)
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
-            if args.clip_grad:
-                nn.utils.clip_grads_with_norm_([p for p in model.parameters() if p.grad is not None], args.clip_grad, norm)
-            scaler.step(optimizer)  # skips the step when fp16 has overflowed
+            scaler.step(optimizer)  # passes over this step if fp16 has overflowed
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             norm_sum += norm.nan_to_num(0, 0, 0)
@@ -389,49 +392,52 @@ def train(args, saved):
                 train_loss = loss_sum.item() / seen
                 bar.set_postfix_str(f"loss {train_loss:.4f}, {seen / (time.perf_counter() - started):.0f} images/s")
                 if not math.isfinite(train_loss):
-                    again = f"--resume {output / 'last.pt'}" if (output / "last.pt").exists() else f"--data {args.data} ..."
-                    raise losses.LossError(f"the loss is {train_loss} in epoch {epoch}, nothing of it was saved: go on with "
-                                           f"half the rate: python train_classifier.py {again} --lr {lr / 2:g}")  # fmt: skip
+                    again = f"--resume {output}/last.pt" if (output / "last.pt").exists() else f"--data {args.data}"
+                    raise losses.LossError(f"the loss is {train_loss} in epoch {epoch}; nothing of it was saved; go on "
+                                           f"with half the rate: train_classifier.py {again} --lr {lr / 2:g}")
         train_seconds = time.perf_counter() - started
 
-        outputs, labels = outputs_for(val_loader, amp_dtype)
+        outputs, labels = evaluate(val_loader, amp_dtype)
         confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes))
         scores = {"val_loss": criterion(outputs, labels).item()}
         scores |= {f"val_{name}": value for name, value in metrics.scores(confusion).items()}
-        row = {"epoch": epoch, "train_loss": train_loss, "train_accuracy": hits.item() / seen, **scores,
-               "lr": lr_at(step - 1), "grad_norm": norm_sum.item() / steps_per_epoch,
-               "seconds": time.perf_counter() - started, "images_per_second": seen / train_seconds}  # fmt: skip
-        history.append(row)
+        seconds = time.perf_counter() - started
+        history.append({"epoch": epoch, "train_loss": train_loss, "train_accuracy": hits.item() / seen, **scores,
+                        "lr": lr_at(step - 1), "grad_norm": norm_sum.item() / steps_per_epoch, "seconds": seconds,
+                        "images_per_second": seen / train_seconds})
 
         now = scores[args.monitor]
         is_best = best is None or (now < best if args.monitor == "val_loss" else now > best)
-        best, best_epoch, epochs_without_gain = (now, epoch, 0) if is_best else (best, best_epoch, epochs_without_gain + 1)
-        if args.schedule == "plateau" and epochs_without_gain and epochs_without_gain % args.plateau_epochs == 0:
-            plateau_scale *= args.gamma
-        checkpoint.save(state_after(epoch + 1), output, best=is_best)
+        if is_best:
+            best, best_epoch, epochs_without_gain = now, epoch, 0
+        else:
+            epochs_without_gain += 1
+            if args.schedule == "plateau" and epochs_without_gain % args.plateau_epochs == 0:
+                plateau_scale *= args.gamma
+        checkpoint.save(state_to_save(epoch + 1), output, best=is_best)
         checkpoint.write_csv(history, output / "history.csv")
-        print(f"epoch {epoch:3d}  train_loss {train_loss:.4f}  val_loss {scores['val_loss']:.4f}  "
-              f"val_accuracy {scores['val_accuracy']:.4f}  val_macro_f1 {scores['val_macro_f1']:.4f}  lr {row['lr']:.2e}  "
-              f"{row['seconds']:.1f} s  {row['images_per_second']:.0f} images/s{'  best' if is_best else ''}", flush=True)  # fmt: skip
+        print(f"epoch {epoch:3d}  train_loss {train_loss:.4f}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items())
+              + f"  lr {history[-1]['lr']:.1e}  {seconds:.1f} s{'  best' if is_best else ''}", flush=True)
 
-    # ---- the end: best.pt, once, on the test split that has chosen nothing ------------------------------------------
-    best_state = checkpoint.load(output / "best.pt")
+    # ---- the end: best.pt, once, on the test split, which has chosen nothing -----------------------------------------
+    best_state = checkpoint.load(output / "best.pt", script="train_classifier")
     model.load_state_dict(best_state["model"])
     split = "test" if "test" in images.splits else "val"
-    outputs, labels = outputs_for(split_loader(split), None)  # in float32, as predict.py does
+    outputs, labels = evaluate(loader_of(split), None)  # in float32, as predict.py does
     confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes)).cpu()
-    probability, predicted = outputs.softmax(1).cpu().max(1)
-    rows = zip(images.splits[split], predicted.tolist(), probability.tolist(), strict=True)
+    probabilities, predicted = outputs.softmax(1).max(1)
+    rows = zip(images.splits[split], predicted.tolist(), probabilities.tolist(), strict=True)
     checkpoint.write_csv([{"file": file, "truth": classes[truth], "prediction": classes[guess], "probability": p}
-                          for (file, truth), guess, p in rows], output / f"{split}_predictions.csv")  # fmt: skip
-    print(f"\nbest.pt (epoch {best_state['epoch'] - 1}, {args.monitor} {best_state['history'][-1][args.monitor]:.4f}) on the {len(labels)} pictures of {split}"
-          f"{'' if split == 'test' else ', which chose it: expect a little less on new pictures'}: "
-          f"accuracy {metrics.scores(confusion)['accuracy']:.4f}\n{metrics.report(confusion, classes)}\n\n"
-          f"files are in {output}; next: python predict.py --checkpoint {output / 'best.pt'} PICTURES")  # fmt: skip
+                          for (file, truth), guess, p in rows], output / f"{split}_predictions.csv")
+    print(f"\nbest.pt: epoch {best_state['epoch'] - 1}, {args.monitor} {best_state['history'][-1][args.monitor]:.4f}\n"
+          f"accuracy {metrics.scores(confusion)['accuracy']:.4f} on the {len(labels)} pictures of {split}"
+          f"{'' if split == 'test' else ', which chose best.pt: expect a little less on others'}\n\n"
+          f"{metrics.report(confusion, classes)}\n\n"
+          f"files are in {output}; next: python predict.py --checkpoint {output}/best.pt PICTURES")
 
 
 def list_layers(args):
-    """--list-layers: the table of section 10, without weights or training; without --data for 1000 classes."""
+    """--list-layers: the table that section 10 prints; for 1000 classes without --data; no weights are needed."""
     options = {"num_classes": len(data.find_images(args.data, args.val_split).classes)} if args.data else {}
     model = build(args.model, **options, **build_options(args.model, args.image_size or 224))
     head = freeze.find_head(model)
@@ -443,14 +449,17 @@ def main(argv=None):
     args = None
     try:
         args, saved = read_arguments(argv)
-        list_layers(args) if args.list_layers else train(args, saved)
+        if args.list_layers:
+            list_layers(args)
+        else:
+            train(args, saved)
     except (checkpoint.CheckpointError, data.DataError, freeze.FreezeError, losses.LossError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        last = Path(args.output, "last.pt") if args else Path()
-        print(f"\nstopped; go on with: python train_classifier.py --resume {last}" if last.is_file() else "\nstopped",
-              file=sys.stderr)  # fmt: skip
+        last = Path(args.output, "last.pt") if args else None
+        again = f"; go on with: python train_classifier.py --resume {last}" if last and last.exists() else ""
+        print(f"\nstopped{again}", file=sys.stderr)
         sys.exit(130)
 
 

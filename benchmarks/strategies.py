@@ -50,7 +50,7 @@ def main(argv=None):
             command = ["train_classifier.py", "--data", args.data, *shlex.split(options), *more, "--seed", str(seed)]
             started = time.perf_counter()
             subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:], "--output", str(output)], check=True,
-                           stdout=subprocess.DEVNULL)  # fmt: skip
+                           stdout=subprocess.DEVNULL)
             seconds = time.perf_counter() - started
             with open(output / "test_predictions.csv", newline="") as file:
                 rows = list(csv.DictReader(file))
@@ -61,12 +61,12 @@ def main(argv=None):
     machine = checkpoint.machine()
     print(f"\n{args.seeds} seeds, {len(rows)} test pictures; {machine['cpu']}, {machine['threads']} threads; torch "
           f"{machine['torch']}, torchvision {torchvision.__version__}, Python {platform.python_version()}"
-          f"{', ' + torch.cuda.get_device_name() if torch.cuda.is_available() else ''}\n")  # fmt: skip
+          f"{', ' + torch.cuda.get_device_name() if torch.cuda.is_available() else ''}\n")
     print("| strategy | test accuracy, mean | lowest to highest | seconds, median |\n|---|---|---|---|")
     for name, results in found.items():
         accuracies, seconds = zip(*results, strict=True)
         print(f"| {name} | {statistics.mean(accuracies):.3f} | {min(accuracies):.3f} to {max(accuracies):.3f} | "
-              f"{statistics.median(seconds):.0f} |")  # fmt: skip
+              f"{statistics.median(seconds):.0f} |")
 
 
 if __name__ == "__main__":

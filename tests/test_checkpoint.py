@@ -102,22 +102,22 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, bad):
 
 def test_load_refuses_what_is_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
-        checkpoint.load(tmp_path / "x.pt")
+        checkpoint.load(tmp_path / "x.pt", "test")
     (tmp_path / "x.pt").write_bytes(b"hello")
     with pytest.raises(CheckpointError, match="no checkpoint of this repository"):
-        checkpoint.load(tmp_path / "x.pt")
+        checkpoint.load(tmp_path / "x.pt", "test")
     torch.save({"w": torch.ones(1)}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="start from them with --weights"):
-        checkpoint.load(tmp_path / "x.pt")
+        checkpoint.load(tmp_path / "x.pt", "test")
     torch.save(state(1, extra=Payload(tmp_path / "executed")), tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="nothing in it was executed"):
-        checkpoint.load(tmp_path / "x.pt")
+        checkpoint.load(tmp_path / "x.pt", "test")
     assert not (tmp_path / "executed").exists()
     checkpoint.save(state(1), tmp_path)
     torn = (tmp_path / "last.pt").read_bytes()
     (tmp_path / "last.pt").write_bytes(torn[: len(torn) // 2])
     with pytest.raises(CheckpointError, match="damaged"):
-        checkpoint.load(tmp_path / "last.pt")
+        checkpoint.load(tmp_path / "last.pt", "test")
 
 
 def test_write_csv(tmp_path):

@@ -76,7 +76,7 @@ def wrong_folders(root, case):
     ("missing", "no such folder: .*nowhere"), ("file", "is a file, not a folder"), ("no class folders", "no class folders in .*train"),
     ("empty class", "bird holds no pictures"), ("one class", r"one class only \('dog'\)"),
     ("different classes", "different classes: dog, wolf"), ("one picture", "one picture only"),
-])  # fmt: skip
+])
 def test_folders_that_cannot_be_used(tmp_path, case, words):
     with pytest.raises(data.DataError, match=words):
         data.find_images(wrong_folders(tmp_path, case))

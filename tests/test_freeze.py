@@ -18,7 +18,7 @@ def frozen(model):
 @pytest.mark.parametrize("name, head", [
     ("resnet18", "fc"), ("vgg11", "classifier.6"), ("squeezenet1_1", "classifier.1"), ("densenet121", "classifier"),
     ("mobilenet_v3_small", "classifier.3"), ("efficientnet_b0", "classifier.1"), ("swin_t", "head"), ("vit_b_32", "heads.head"),
-])  # fmt: skip
+])
 def test_find_head(name, head):
     model = torchvision.models.get_model(name, num_classes=5)
     assert freeze.find_head(model) == head
@@ -36,7 +36,7 @@ def test_find_head_refuses_a_network_without_one():
     ("efficientnet_b0", " ".join(f"features.{i}" for i in range(9)) + " classifier.1"),
     ("vit_b_32", "class_token conv_proj encoder.pos_embedding "
      + " ".join(f"encoder.layers.encoder_layer_{i}" for i in range(12)) + " encoder.ln heads.head"),
-])  # fmt: skip
+])
 def test_layer_groups(name, groups):
     model = torchvision.models.get_model(name)
     found = freeze.layer_groups(model, freeze.find_head(model))
@@ -59,7 +59,7 @@ def test_layer_groups(name, groups):
     ("to:layer2", lambda n: n.startswith(("conv1.", "bn1.", "layer1.", "layer2."))),
     ("bn", lambda n: "bn" in n or "downsample.1" in n),
     ("conv", lambda n: "conv" in n or "downsample.0" in n),
-])  # fmt: skip
+])
 def test_freeze_spec(resnet, spec, expected):
     freeze.freeze(resnet, spec, "fc")
     assert frozen(resnet) == {n for n, _ in resnet.named_parameters() if expected(n)}

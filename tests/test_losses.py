@@ -61,7 +61,7 @@ def test_class_weights():
 @pytest.mark.parametrize("spec, words", [
     ("bird=2", "unknown class 'bird'; the classes are cat, dog"), ("dog", "neither 'balanced' nor"), ("dog=x", "not a number"),
     ("dog=-1", "zero or more"), ("dog=nan", "zero or more"), ("dog=0,cat=0", "every class weight is zero"), ("", "neither"),
-])  # fmt: skip
+])
 def test_class_weights_refused(spec, words):
     with pytest.raises(LossError, match=words):
         class_weights(spec, ["cat", "dog"], [3, 1])

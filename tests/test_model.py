@@ -92,7 +92,7 @@ class Payload:
 @pytest.mark.parametrize("content, words", [
     (None, "no such file"), (b"", "not a file that torch.save wrote"), (b"GIF89a nothing", "not a file that torch.save wrote"),
     ([1, 2], "holds a list, not a state_dict"), ({"epoch": 3}, "holds no weights"), ({}, "holds no weights"),
-])  # fmt: skip
+])
 def test_files_that_hold_no_weights(tmp_path, content, words):
     file = tmp_path / "x.pth"
     if isinstance(content, bytes):
