@@ -36,12 +36,14 @@ class DataError(Exception):
 
 Images = namedtuple("Images", "classes splits ignored")
 Images.__doc__ = """classes: sorted names. splits: {"train", "val", maybe "test": [(path, label), ...]}.
-ignored: Counter of the extensions of files that are no pictures."""
+ignored: a Counter of what was passed over, by file extension or folder name."""
+
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 def find_images(root, val_split=0.2):
-    """List the pictures below `root`, which holds either train/ (and val/, test/), each with one folder per class, or
-    the class folders themselves.
+    """List the pictures below `root`, which holds either train/ (and val/ or valid/, and test/), each with one folder
+    per class, or the class folders themselves.
 
     Without a val/ folder, a share `val_split` of each class is set aside, chosen by a hash of the file's name: the same
     pictures on every run and machine, and few of them change sides when pictures are added.
@@ -51,26 +53,28 @@ def find_images(root, val_split=0.2):
     if not root.is_dir():
         raise DataError(f"no such folder: {root}" if not root.exists() else f"{root} is a file, not a folder")
     ignored = Counter()
-    has_train = (root / "train").is_dir()
-    found = {"train": _classes_in(root / "train" if has_train else root, ignored)}
+    folders = {"train": root}
+    if (root / "train").is_dir():
+        folders = {s: root / name for s, names in SPLITS.items() for name in names if (root / name).is_dir()}
+        others = {p.name for p in root.iterdir() if p.is_dir() and p not in folders.values()}
+        ignored.update(f"{name}/" for name in others if not name.startswith("."))
+    found = {split: _classes_in(folder, ignored) for split, folder in folders.items()}
     classes = list(found["train"])
-    for split in ("val", "test"):
-        if has_train and (root / split).is_dir():
-            found[split] = _classes_in(root / split, ignored)
-            if list(found[split]) != classes:
-                only = sorted(set(classes) ^ set(found[split]))
-                raise DataError(f"train/ and {split}/ in {root} have different classes: {_some(only)} "
-                                "in one of them only")
+    for split, folder in folders.items():
+        if list(found[split]) != classes:
+            only = sorted(set(classes) ^ set(found[split]))
+            raise DataError(f"train/ and {folder.name}/ in {root} have different classes: {_some(only)} "
+                            "in one of them only")
     if len(classes) < 2:
-        raise DataError(f"{root / 'train' if has_train else root} holds one class only ('{classes[0]}'): "
-                        "a classifier needs two folders or more, one for each class")
+        raise DataError(f"{folders['train']} holds one class only ('{classes[0]}'): a classifier needs two folders "
+                        "or more, one for each class")
     if "val" not in found:
         halves = {name: _split(paths, val_split, root) for name, paths in found["train"].items()}
         found["train"] = {name: train for name, (train, _) in halves.items()}
         found["val"] = {name: val for name, (_, val) in halves.items()}
     splits = {
         split: [(path, label) for label, name in enumerate(classes) for path in found[split][name]]
-        for split in ("train", "val", "test")
+        for split in SPLITS
         if split in found
     }
     return Images(classes, splits, ignored)
@@ -79,7 +83,11 @@ def find_images(root, val_split=0.2):
 def _classes_in(folder, ignored):
     """{class name: sorted picture paths} for the folders in `folder`."""
     found = {}
-    for entry in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+    try:
+        entries = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"cannot look into {folder} ({error.strerror})") from error
+    for entry in entries:
         found[entry.name] = list_folder(entry, ignored)
         if not found[entry.name]:
             raise DataError(f"class folder {entry} holds no pictures ({', '.join(e[1:] for e in EXTENSIONS)})")
@@ -139,7 +147,7 @@ def describe(images, most=20):
                      "and --monitor val_macro_f1")
     if images.ignored:
         kinds = ", ".join(f"{n} {kind}" for kind, n in images.ignored.most_common(5))
-        lines.append(f"note: ignored {sum(images.ignored.values())} files that are no pictures ({kinds})")
+        lines.append(f"note: passed over what is no picture or split: {kinds}")
     same = find_duplicates(images)
     lines += [f"warning: the same picture twice, so the scores are too good: {a} and {b}" for a, b in same[:3]]
     if len(same) > 3:
@@ -152,17 +160,22 @@ def find_duplicates(images):
     look better than they are. Only files of equal size are read, and in full only where their first 4 KiB agree.
     """
 
-    def start_of(path):
-        with open(path, "rb") as file:
-            return file.read(4096)
+    def read(path, most=-1):
+        try:
+            with open(path, "rb") as file:
+                return hashlib.sha256(file.read(most)).digest()
+        except OSError:
+            return path  # like no other; decoding will name it
 
-    def all_of(path):
-        with open(path, "rb") as file:
-            return hashlib.sha256(file.read()).digest()
+    def size_of(path):
+        return os.path.getsize(path) if os.path.exists(path) else path
+
+    def start_of(path):
+        return read(path, 4096)
 
     train = [path for path, _ in images.splits["train"]]
     others = [path for split in ("val", "test") for path, _ in images.splits.get(split, [])]
-    for key in (os.path.getsize, start_of, all_of):
+    for key in (size_of, start_of, read):
         by_key = defaultdict(list)
         for path in others:
             by_key[key(path)].append(path)

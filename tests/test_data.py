@@ -50,7 +50,15 @@ def test_walks_down_and_passes_over_what_is_no_picture(tmp_path):
     images = data.find_images(tmp_path)
     assert data.counts(images, "train") == [3, 2]
     assert images.ignored == Counter({".txt": 1, ".db": 1})
-    assert "ignored 2 files that are no pictures" in data.describe(images)
+    assert "passed over what is no picture or split: 1 .db, 1 .txt" in data.describe(images)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_names_of_the_validation_folder(tmp_path, name):
+    images = data.find_images(draw_folder(tmp_path, train=3, **{name: 2}))
+    assert data.counts(images, "train") == [3, 3] and data.counts(images, "val") == [2, 2]
+    draw_folder(tmp_path, extra=1)
+    assert "1 extra/" in data.describe(data.find_images(tmp_path))
 
 
 def wrong_folders(root, case):
@@ -96,6 +104,7 @@ def test_find_duplicates(tmp_path):
     draw_folder(tmp_path, train=3, val=2, test=2)
     assert data.find_duplicates(data.find_images(tmp_path)) == []
     shutil.copy(tmp_path / "train/cat/cat.1.png", tmp_path / "test/dog/copy.png")
+    os.symlink(tmp_path / "nowhere", tmp_path / "val/dog/broken.png")  # named when it is decoded, no matter here
     # of the same size and start, but different behind it
     for split, end in (("train", b"a"), ("val", b"b")):
         (tmp_path / split / "cat/long.png").write_bytes(b"x" * 5000 + end)
