@@ -66,8 +66,11 @@ def take_best_along(file, folder):
     if best.exists():
         return True
     found = beside.exists()
-    shutil.copyfile(beside if found else file, best.with_name("best.pt.tmp"))
-    os.replace(best.with_name("best.pt.tmp"), best)
+    try:
+        shutil.copyfile(beside if found else file, best.with_name("best.pt.tmp"))
+        os.replace(best.with_name("best.pt.tmp"), best)
+    except OSError as error:
+        raise CheckpointError(f"could not write {best} ({error.strerror})") from error
     return found
 
 

@@ -2,7 +2,7 @@
 
     python train_classifier.py --data ./cats_and_dogs --freeze backbone            # train the new head alone
     python train_classifier.py --data ./cats_and_dogs                              # train everything
-    python train_classifier.py --data ./cats_and_dogs --freeze backbone --unfreeze 2:layer4 --unfreeze 5:all
+    python train_classifier.py --data ./cats_and_dogs --freeze backbone --unfreeze 1:layer4 --unfreeze 3:all
     python train_classifier.py --model efficientnet_b0 --list-layers               # the names to freeze and thaw
     python train_classifier.py --resume runs/train_classifier/.../last.pt          # go on after an interruption
 
@@ -278,6 +278,7 @@ def train(args, saved):
     # ---- 8 resume ----------------------------------------------------------------------------------------------------
     best, best_epoch, epochs_without_gain, history = None, None, 0, []
     output = Path(args.output)
+    options = vars(args) | {"data": os.path.abspath(args.data), "unfreeze": [f"{e}:{n}" for e, n in thaws.items()]}
     if saved:
         images_per_step = saved["options"]["batch_size"] * saved["options"]["accumulate"]
         if args.batch_size * args.accumulate != images_per_step:
@@ -290,17 +291,17 @@ def train(args, saved):
         checkpoint.set_rng_state(saved["rng"])
         best, best_epoch, epochs_without_gain = saved["best"], saved["best_epoch"], saved["epochs_without_gain"]
         history, plateau_scale = saved["history"], saved["plateau_scale"]
-        if not checkpoint.take_best_along(args.resume, output):
-            best, epochs_without_gain = None, 0
-            print(f"warning: there is no best.pt beside {args.resume}: what is best starts anew")
         for what, value in checkpoint.machine().items():
             if value != saved["machine"][what]:
                 print(f"warning: {what} was {saved['machine'][what]}, is {value}: the last bits may come out otherwise")
         print(f"resumed from {args.resume} at epoch {start_epoch}")
+    checkpoint.start_folder(output, options)
+    if saved and not checkpoint.take_best_along(args.resume, output):
+        best, epochs_without_gain = None, 0
+        print(f"warning: there is no best.pt beside {args.resume}: what is best starts anew")
 
     def state_to_save(next_epoch):
         """All that resuming and predict.py need, in tensors and plain values: read with weights_only=True."""
-        options = vars(args) | {"data": os.path.abspath(args.data), "unfreeze": [f"{e}:{n}" for e, n in thaws.items()]}
         return {
             "script": "train_classifier", "options": options, "machine": checkpoint.machine(),
             "model": model.state_dict(), "head": head, "network": {"name": args.model, "options": network_options},
@@ -340,7 +341,6 @@ def train(args, saved):
         return torch.cat(outputs), torch.cat(labels).to(device)
 
     val_loader = loader_of("val")
-    checkpoint.start_folder(output, state_to_save(start_epoch)["options"])
     print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
           f"{freeze.group_table(model, head, lr, scale)}\n")
 

@@ -28,7 +28,7 @@ import checkpoint  # noqa: E402
 STRATEGIES = {
     "from scratch": "--weights none",
     "head only": "--weights {weights} --freeze backbone",
-    "gradual unfreezing": "--weights {weights} --freeze backbone --unfreeze 2:layer4 --unfreeze 5:all",
+    "gradual unfreezing": "--weights {weights} --freeze backbone --unfreeze 1:layer4 --unfreeze 2:layer3 --unfreeze 3:all",
     "everything, backbone at a tenth of the rate": "--weights {weights}",
 }
 
