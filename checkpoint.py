@@ -58,31 +58,50 @@ def save(state, folder, best=False, name="last.pt"):
                               "were") from error
 
 
-def take_best_along(file, folder):
-    """Before a run is resumed from `file` in `folder`: make sure that folder/best.pt is there, by copying the best.pt
-    beside `file`. Returns False if there is none; `file` itself then stands in for it.
+def take_best_along(file, saved, folder):
+    """Before a run that is resumed from `file`, which holds `saved`, goes on in `folder`: see that folder/best.pt is
+    the best of the epochs that `saved` has behind it.
+
+    Going back to an earlier epoch leaves later ones behind; their last.pt and best.pt are kept, with `_until_<epoch>`
+    in their names. A run that goes on in another folder takes the best.pt beside `file` along. Returns False where no
+    best.pt of these epochs is left: `file` then stands in for it.
     """
-    best, beside = Path(folder, "best.pt"), Path(file).with_name("best.pt")
-    if best.exists():
-        return True
-    found = beside.exists()
+    last, best, beside = Path(folder, "last.pt"), Path(folder, "best.pt"), Path(file).with_name("best.pt")
+
+    def epoch_of(path):
+        return load(path, saved["script"])["epoch"]
+
     try:
-        shutil.copyfile(beside if found else file, best.with_name("best.pt.tmp"))
-        os.replace(best.with_name("best.pt.tmp"), best)
+        if last.exists() and (end := epoch_of(last)) > saved["epoch"]:
+            for path in (best, last):
+                if path.exists() and epoch_of(path) > saved["epoch"]:
+                    os.replace(path, path.with_name(f"{path.stem}_until_{end}.pt"))
+        if best.exists():
+            return True
+        found = beside.exists() and epoch_of(beside) <= saved["epoch"]
+        if found or saved["epoch"] > 0:
+            shutil.copyfile(beside if found else file, best.with_name("best.pt.tmp"))
+            os.replace(best.with_name("best.pt.tmp"), best)
+        return found
     except OSError as error:
         raise CheckpointError(f"could not write {best} ({error.strerror})") from error
-    return found
 
 
 def _sync_folder(folder):
     if os.name == "posix":  # makes the renames themselves durable; Windows has no such call
         handle = os.open(folder, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        except OSError:  # some network file systems refuse this for a folder; the renames have happened all the same
+            pass
+        finally:
+            os.close(handle)
 
 
 def load(path, script):
     """Read a checkpoint that the training script `script` (its name without .py) wrote. Raises CheckpointError."""
+    if Path(path).is_dir():
+        raise CheckpointError(f"{path} is a folder: give the file, such as {Path(path, 'last.pt')}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -101,7 +120,8 @@ def write_csv(rows, path):
     """Write a list of dicts with the same keys as a CSV file, replacing an earlier one in one step."""
     temporary = Path(f"{path}.tmp")
     try:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
+        # surrogateescape: a file name may hold any bytes
+        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
@@ -170,3 +190,9 @@ def machine():
             cpu = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), cpu)
     cpu = f"{cpu}, {torch.backends.cpu.get_cpu_capability()}"
     return {"cpu": cpu, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+
+
+def machine_changes(saved):
+    """A warning for each difference between the machine of the checkpoint `saved` and this one."""
+    return [f"warning: {what} was {saved['machine'][what]} and is {value}: results may differ in the last bits"
+            for what, value in machine().items() if value != saved["machine"][what]]

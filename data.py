@@ -6,7 +6,7 @@
     loader = make_loader(dataset, order, workers=2)
     order.epoch = 3                                             # before each epoch: another order and augmentation
     for x, y in batches(loader):                                # uint8 (N, 3, H, W) and int64 (N,)
-        x = to_input(x, device, mean, std)                      # float32, normalized, channels_last
+        x = to_input(x, mean, std)                              # float32, normalized, channels_last
 
 Every random choice is drawn from (seed, epoch, index of the image), so neither the number of workers nor an
 interruption changes what the network sees. This file needs torch, torchvision and what torchvision brings (PIL, NumPy).
@@ -54,10 +54,13 @@ def find_images(root, val_split=0.2):
         raise DataError(f"no such folder: {root}" if not root.exists() else f"{root} is a file, not a folder")
     ignored = Counter()
     folders = {"train": root}
+    split_names = {*(name for names in SPLITS.values() for name in names), "training", "testing"}
     if (root / "train").is_dir():
         folders = {s: root / name for s, names in SPLITS.items() for name in names if (root / name).is_dir()}
         others = {p.name for p in root.iterdir() if p.is_dir() and p not in folders.values()}
         ignored.update(f"{name}/" for name in others if not name.startswith("."))
+    elif misnamed := sorted(p.name for p in root.iterdir() if p.is_dir() and p.name.lower() in split_names):
+        raise DataError(f"{root} holds {_some(misnamed)} but no train/: name the folders train, val and test")
     found = {split: _classes_in(folder, ignored) for split, folder in folders.items()}
     classes = list(found["train"])
     for split, folder in folders.items():
@@ -116,7 +119,7 @@ def _split(paths, val_split, root):
     if len(paths) < 2:
         raise DataError(f"{Path(paths[0]).parent} holds one picture only: it cannot be split into train and val")
     count = min(max(1, round(len(paths) * val_split)), len(paths) - 1)
-    by_hash = sorted(paths, key=lambda p: hashlib.sha256(Path(p).relative_to(root).as_posix().encode()).digest())
+    by_hash = sorted(paths, key=lambda p: hashlib.sha256(os.fsencode(Path(p).relative_to(root).as_posix())).digest())
     chosen = set(by_hash[:count])
     return [p for p in paths if p not in chosen], [p for p in paths if p in chosen]
 
@@ -185,9 +188,10 @@ def find_duplicates(images):
 
 
 def fingerprint(images):
-    """A short hash of which pictures are in which split and class, by file name: the same when the folder has moved."""
-    names = ((s, images.classes[y], *Path(p).parts[-1:]) for s, found in images.splits.items() for p, y in found)
-    return hashlib.sha256(repr([images.classes, list(names)]).encode()).hexdigest()[:16]
+    """What is in which split and class, by file name, in a few words: the same when the folder has moved."""
+    names = [(s, images.classes[y], Path(p).name) for s, found in images.splits.items() for p, y in found]
+    sizes = ", ".join(f"{split} {len(found)}" for split, found in images.splits.items())
+    return f"{sizes}, names {hashlib.sha256(ascii(names).encode()).hexdigest()[:8]}"
 
 
 def _some(names):
@@ -278,7 +282,7 @@ class ImageList(Dataset):
 
 def mix_seed(*numbers):
     """One 32-bit seed from several numbers, such that close numbers give unrelated seeds."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    return int(np.random.SeedSequence([len(numbers), *numbers]).generate_state(1)[0])
 
 
 class SeededBatches(Sampler):
@@ -346,20 +350,19 @@ def batches(loader, skipped=None):
     """
     for x, y, bad in loader:
         if bad and skipped is None:
-            raise DataError(f"cannot read {bad[0].path} ({bad[0].reason}): repair it or remove it")
+            raise DataError(f"cannot read {bad[0].path} ({bad[0].reason}): put a good picture in its place, or remove "
+                            "it and start anew")
         if bad:
             skipped.extend(bad)
         if x is not None:
             yield x, y
 
 
-def to_input(x, device, mean, std):
-    """Move a batch to the device. uint8 pictures (N, 3, H, W) become float32, normalized by `mean` and `std` (lists of
-    3, for values in 0..1), in channels_last; anything else (features) is moved as it is.
+def to_input(x, mean, std):
+    """Move a batch to the device of `mean` and `std`, tensors (3, 1, 1) for values in 0..1. uint8 pictures (N, 3, H, W)
+    become float32, normalized, in channels_last; anything else (features) is moved as it is.
     """
-    x = x.to(device, non_blocking=True)
+    x = x.to(mean.device, non_blocking=True)
     if x.dtype == torch.uint8:
-        mean = torch.tensor(mean, device=device).view(3, 1, 1) * 255
-        std = torch.tensor(std, device=device).view(3, 1, 1) * 255
-        x = x.to(torch.float32, memory_format=torch.channels_last).sub_(mean).div_(std)
+        x = x.to(torch.float32, memory_format=torch.channels_last).sub_(255 * mean).div_(255 * std)
     return x

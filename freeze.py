@@ -177,11 +177,12 @@ def param_groups(model, head, weight_decay=0.0, backbone_lr_scale=1.0):
     Every parameter is in, frozen or not: an optimizer passes over those without a gradient, and a thaw needs no new
     group. Each group carries `lr_scale` (backbone_lr_scale or 1); the loop sets `lr = lr_scale * lr_at(step)`.
     A lower rate for the backbone: Howard and Ruder, "Universal Language Model Fine-tuning", 2018 (discriminative
-    fine-tuning). Biases and norm layers (all one-dimensional) get no decay: He et al., "Bag of Tricks", 2019.
+    fine-tuning). Only the weights of convolutions and linear layers decay; biases, norm layers, tokens and position
+    embeddings do not: He et al., "Bag of Tricks", 2019.
     """
     groups = {}
     for name, parameter in model.named_parameters():
-        in_head, decays = _under(name, head), parameter.ndim > 1
+        in_head, decays = _under(name, head), name.endswith("weight") and parameter.ndim > 1
         key = ("head" if in_head else "backbone") + ("" if decays else ", no decay")
         settings = {"lr_scale": 1.0 if in_head else backbone_lr_scale, "weight_decay": weight_decay if decays else 0.0}
         groups.setdefault(key, {"name": key, "params": [], **settings})["params"].append(parameter)

@@ -74,18 +74,23 @@ def class_weights(spec, classes, counts):
             weights[name] = float(value)
         except ValueError:
             raise LossError(f"the weight of class '{name}' is '{value}', which is not a number") from None
-        if not (math.isfinite(weights[name]) and weights[name] >= 0):
-            raise LossError(f"the weight of class '{name}' is {value}; it must be zero or more")
-    if not any(weights.values()):
-        raise LossError("every class weight is zero: nothing would be learned")
+        if not (math.isfinite(weights[name]) and weights[name] > 0):  # at zero, a batch of that class alone is 0 / 0
+            raise LossError(f"the weight of class '{name}' is {value}; it must be above zero")
     return torch.tensor(list(weights.values()))
 
 
+def check_finite(loss, what, way_out):
+    """Raise LossError, naming `what` and the way out, unless the number `loss` is finite."""
+    if not math.isfinite(loss):
+        raise LossError(f"the {what} is {loss}, nothing of it was saved; try half the rate: {way_out}")
+
+
 def l1_penalty(model):
-    """Sum of |w| over the trainable weights: no biases, no norm layers (all one-dimensional), nothing frozen.
+    """Sum of |w| over the trainable weights of convolutions and linear layers: no biases, no norm layers, no tokens or
+    position embeddings, nothing frozen.
 
     A scalar in float32. Multiply by 1e-6 to 1e-5: over a whole ResNet-50 the sum is near a million.
     (Tibshirani, "Regression Shrinkage and Selection via the Lasso", 1996)
     """
-    weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    weights = [p for n, p in model.named_parameters() if p.requires_grad and n.endswith("weight") and p.ndim > 1]
     return torch.stack([w.float().abs().sum() for w in weights]).sum()

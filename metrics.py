@@ -22,6 +22,7 @@ def confusion_matrix(predictions, labels, num_classes):
 
 def precision_recall_f1(confusion):
     """Per-class precision, recall and F1, each a float64 tensor (C,). A ratio 0/0 counts as 0."""
+    confusion = confusion.cpu()  # float64 does not exist on every device
     hits = confusion.diagonal().double()
     predicted, true = confusion.sum(0), confusion.sum(1)
     return (hits / predicted.clamp(min=1), hits / true.clamp(min=1), 2 * hits / (predicted + true).clamp(min=1))
@@ -54,7 +55,7 @@ def report(confusion, classes, most=20):
             lines.append(f"{name:<{max(width, 17)}}" + "".join(f"{n:>{cell}}" for n in row))
     else:
         wrong = confusion.clone().fill_diagonal_(0)
-        counts, places = wrong.flatten().topk(10)
+        counts, places = wrong.flatten().topk(min(10, wrong.numel()))
         lines += ["", "most frequent confusions (truth -> predicted):"]
         for n, place in zip(counts.tolist(), places.tolist(), strict=True):
             if n:

@@ -3,7 +3,7 @@
     pretrained = load_pretrained("DEFAULT", "resnet18")              # or a torchvision weights name, none, a file
     model = build("resnet18", **build_options("resnet18", 224, pretrained))
     ... replace the head ...
-    left_out = load_weights(model, pretrained["state_dict"], head="fc")
+    print(load_weights(model, pretrained["state_dict"], head="fc"))
 
 This file needs torch and torchvision alone and can be copied into any project.
 """
@@ -61,8 +61,8 @@ def load_pretrained(weights, name):
         return pretrained | _preset(enum.DEFAULT)
     is_file = Path(weights).exists() or Path(weights).suffix in (".pt", ".pth") or os.sep in weights
     if not is_file:
-        chosen = weights.rpartition(".")[2]
-        if chosen not in enum.__members__:
+        owner, _, chosen = weights.rpartition(".")
+        if chosen not in enum.__members__ or owner not in ("", enum.__name__):
             raise ModelError(f"{name} has no weights '{weights}': there are {', '.join(enum.__members__)}, "
                              "none, or the path of a local .pt or .pth file")
         entry = enum[chosen]
@@ -84,10 +84,10 @@ def load_pretrained(weights, name):
             pretrained |= _preset(entry) | {"imagenet_input": True}
     if isinstance(holder.get("preprocessing"), dict):  # one of our checkpoints
         pretrained |= holder["preprocessing"] | {"classes": holder.get("classes")}
-        pretrained["imagenet_input"] = holder["network"]["options"].get("transform_input", False)
-        if holder["network"]["name"] != name:
-            raise ModelError(f"{weights} holds a {holder['network']['name']}, not a {name}: "
-                             f"give --model {holder['network']['name']}")
+        pretrained["imagenet_input"] = holder["build"]["options"].get("transform_input", False)
+        if holder["build"]["name"] != name:
+            raise ModelError(f"{weights} holds a {holder['build']['name']}, not a {name}: "
+                             f"give --model {holder['build']['name']}")
     return pretrained | {"state_dict": state_dict, "source": str(weights)}
 
 
@@ -163,11 +163,11 @@ def build(name, **options):
     return model
 
 
-def load_weights(model, state_dict, head):
+def load_weights(model, state_dict, head, same_classes=True):
     """Copy `state_dict` (any float type) into `model`, whose head is the layer named `head`.
 
-    A head of another shape is left out. Returns a line that says so, or None. Any other mismatch raises ModelError
-    with the keys, and so does a weight that is not finite.
+    A head of another shape is left out, and any head with `same_classes=False`. Returns words that say what became of
+    it. Any other mismatch raises ModelError with the keys, and so does a weight that is not finite.
     """
     metadata = getattr(state_dict, "_metadata", {"": {"version": model._version}})
     state_dict = OrderedDict(state_dict)
@@ -183,14 +183,15 @@ def load_weights(model, state_dict, head):
         state_dict = _fit_position_embedding(model, state_dict)
 
     own = model.state_dict()
-    keys = [f"{head}.weight", f"{head}.bias"]
-    left_out = None
-    if any(k in state_dict and state_dict[k].shape != own[k].shape for k in keys):
-        left_out = (f"head {head} left out: the file's has {len(state_dict[keys[0]])} outputs, "
-                    f"this task {len(own[keys[0]])}; it starts at random weights")
-    elif not any(k in state_dict for k in keys):
-        left_out = f"head {head} is not in the file; it starts at random weights"
-    if left_out:
+    keys = [k for k in own if k.startswith(f"{head}.")]
+    said = f"head {head} kept, it fits"
+    if not any(k in state_dict for k in keys):
+        said = f"head {head} is not in the file, it starts at random weights"
+    elif not same_classes:
+        said = f"head {head} left out, it was trained for other classes"
+    elif any(k in state_dict and state_dict[k].shape != own[k].shape for k in keys):
+        said = f"head {head} left out: the file's has {len(state_dict[keys[0]])} outputs, this task {len(own[keys[0]])}"
+    if not said.endswith("fits"):
         state_dict |= {k: own[k] for k in keys}
 
     wrong = [f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}" for k, v in state_dict.items()
@@ -207,7 +208,7 @@ def load_weights(model, state_dict, head):
     if problems:
         raise ModelError(f"the weights do not fit this {type(model).__name__}: {'; '.join(problems)}; "
                          "is --model the network they were made with?")
-    return left_out
+    return said
 
 
 def _fit_position_embedding(model, state_dict):
@@ -227,17 +228,18 @@ def _some(names):
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_image_size(model, size):
-    """Send one black image of size x size pixels through `model`; raise ModelError if it cannot take it."""
-    training = model.training
+    """Send one black image of size x size pixels through `model`, in the mode it is in; raise ModelError if it cannot
+    take it. (In training mode, BatchNorm refuses a batch that has a single value per channel.)
+    """
     try:
-        model.eval()(torch.zeros(1, 3, size, size))
+        model(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise ModelError(f"{type(model).__name__} cannot take images of {size} x {size} pixels ({reason}): "
-                         "give another --image-size, such as 224") from error
-    model.train(training)
+        way_out = "--batch-size 2 or more" if model.training else "another --image-size, such as 224"
+        raise ModelError(f"{type(model).__name__} cannot take {'a single image' if model.training else 'images'} of "
+                         f"{size} x {size} pixels ({reason}): give {way_out}") from error
 
 
 # ---- precision
@@ -251,9 +253,12 @@ def auto_precision(model, device):
         return "fp16", "this GPU has no bf16 units"
     if device.type != "cpu":
         return "off", f"autocast is not used on {device.type}"
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    older = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
-    if not (any(capabilities.get(k) for k in ("avx512_bf16", "amx_bf16")) or older()):
+    if hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    else:  # before torch 2.11
+        has_bf16 = torch.cpu._is_avx512_bf16_supported()
+    if not has_bf16:
         return "off", "this CPU has no bf16 instructions"
     if any(m.groups > 1 and m.groups == m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)):
         return "off", "depthwise convolutions are slower in bf16 on a CPU"

@@ -34,15 +34,16 @@ def build_parser():
     add("--csv", metavar="FILE", help="write the predictions there")
     add("--weights-only", metavar="FILE", help="write the bare state_dict there; it loads into plain torchvision")
     add("-b", "--batch-size", type=int, default=32, metavar="N", help="(default %(default)s)")
-    add("-j", "--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="N", help="(default here %(default)s)")
+    add("-j", "--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
+        help="processes that decode pictures (default here %(default)s)")
     add("--amp", choices=["auto", "off", "bf16", "fp16"], default="off", help="precision (default off: float32)")
     add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name")
     return parser
 
 
 def list_pictures(arguments, classes):
-    """[(path, label)]: what files, folders and globs stand for, in the order given, no file twice. Labels are -1; but in
-    a folder whose pictures all lie below subfolders named like classes they are those. Raises data.DataError.
+    """[(path, label)]: what files, folders and globs stand for, in the order given, no file twice. Labels are -1; in a
+    folder whose pictures all lie below subfolders named like classes they are those. Raises data.DataError.
     """
     found = {}
     for argument in arguments:
@@ -72,12 +73,15 @@ def predict(args):
             torch.save(state["model"], args.weights_only)
         except (OSError, RuntimeError) as error:
             raise checkpoint.CheckpointError(f"cannot write {args.weights_only}: {error}") from error
-        print(f"wrote {args.weights_only}: a state_dict for torchvision's {state['network']['name']} "
-              f"with num_classes={len(classes)}")
+        options = {"num_classes": len(classes)} | state["build"]["options"]
+        arguments = ", ".join(f"{name}={value}" for name, value in options.items())
+        print(f"wrote {args.weights_only}, a state_dict for torchvision.models.{state['build']['name']}({arguments})")
+        if state["build"]["name"].startswith("squeezenet"):
+            print("then set model.classifier[2] = torch.nn.Identity(): it was trained without the ReLU behind the head")
         if not args.pictures:
             return 0
 
-    model = build(state["network"]["name"], num_classes=len(classes), **state["network"]["options"])
+    model = build(state["build"]["name"], num_classes=len(classes), **state["build"]["options"])
     model.load_state_dict(state["model"])
     available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -91,19 +95,19 @@ def predict(args):
     listed = list_pictures(args.pictures, classes)
     size = preprocessing["image_size"]
     transform = data.eval_transform(size, preprocessing["interpolation"], preprocessing["resize_size"])
-    pictures = data.ImageList(listed, transform, size=2 * size)
     # The "label" that the loader hands on is the picture's place in the list, since bad pictures drop out of a batch.
-    pictures.samples = [(path, place) for place, (path, _) in enumerate(listed)]
+    places = [(path, place) for place, (path, _) in enumerate(listed)]
+    pictures = data.ImageList(places, transform, size=2 * size)
     order = data.SeededBatches(len(listed), args.batch_size)
     workers = args.workers if len(listed) > args.batch_size else 0  # starting processes costs more than one batch
     loader = data.make_loader(pictures, order, workers)
 
+    mean, std = (torch.tensor(preprocessing[k], device=device).view(3, 1, 1) for k in ("mean", "std"))
     probabilities, good, bad = torch.zeros(len(listed), len(classes)), [], []
     with torch.inference_mode():
         for x, places in tqdm(data.batches(loader, bad), "predict", len(order), leave=False, disable=None):
-            x = data.to_input(x, device, preprocessing["mean"], preprocessing["std"])
             with torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                outputs = model(x)
+                outputs = model(data.to_input(x, mean, std))
             probabilities[places] = outputs.float().softmax(1).cpu()
             good += places.tolist()
 
@@ -120,6 +124,8 @@ def predict(args):
         rows.append(row)
     if rows:
         cells = [list(rows[0]), *([f"{v:.4f}" if isinstance(v, float) else v for v in row.values()] for row in rows)]
+        # a file name may hold bytes that cannot be printed
+        cells = [[cell.encode(errors="replace").decode() for cell in line] for line in cells]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for line in cells:
             print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())

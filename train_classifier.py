@@ -14,6 +14,7 @@ cannot be read, weights that do not fit or cannot be had, a layer name that matc
 """
 
 import argparse
+import copy
 import math
 import os
 import sys
@@ -162,9 +163,21 @@ def read_arguments(argv):
     ):
         if option in typed and not applies:
             parser.error(f"--{option.replace('_', '-')} only has a meaning with {where}")
-    args.output = args.output or time.strftime("runs/train_classifier/%Y-%m-%d_%H-%M-%S")
-    if saved is None and Path(args.output, "last.pt").exists():
-        parser.error(f"{args.output} already holds a run: add --resume to go on with it, or give another --output")
+    for option, default in (
+        ("lr", DEFAULT_LR[args.optimizer]),
+        ("weight_decay", 1e-2 if args.optimizer == "adamw" else 1e-4),
+        ("momentum", 0.9 if args.optimizer == "sgd" else 0.0),
+        ("backbone_lr_scale", 1.0 if args.weights.lower() == "none" else 0.1),
+    ):
+        if getattr(args, option) is None:
+            setattr(args, option, default)
+    if not args.output:
+        args.output = time.strftime("runs/train_classifier/%Y-%m-%d_%H-%M-%S")
+        args.output += f"-{os.getpid()}" if Path(args.output).exists() else ""
+    elsewhere = saved is None or Path(args.output).resolve() != file.resolve().parent
+    if elsewhere and Path(args.output, "last.pt").exists():
+        parser.error(f"{args.output} already holds a run: go on with it by --resume {args.output}/last.pt, or give "
+                     "another --output")
     return args, saved
 
 
@@ -182,35 +195,35 @@ def train(args, saved):
     # ---- 3 data ------------------------------------------------------------------------------------------------------
     images = data.find_images(args.data, args.val_split)
     classes = images.classes
-    if saved and (saved["classes"], saved["data"]) != (classes, data.fingerprint(images)):
-        raise data.DataError(f"the pictures in {args.data} are not those the run was started with: bring them back, "
-                             f"or start a new run from its weights: --weights {args.output}/last.pt")
+    if saved and saved["data"] != data.fingerprint(images):
+        raise data.DataError(f"{args.data} holds other pictures ({data.fingerprint(images)}) than the run was started "
+                             f"with ({saved['data']}): start a new run from its weights, --weights {args.resume}")
     print(data.describe(images))
 
     # ---- 4 model and head --------------------------------------------------------------------------------------------
     if saved:
-        preprocessing, network_options = saved["preprocessing"], saved["network"]["options"]
+        preprocessing, options_to_build = saved["preprocessing"], saved["build"]["options"]
     else:
         pretrained = load_pretrained(args.weights, args.model)
         preprocessing = preprocessing_for(pretrained, args.image_size)
-        network_options = build_options(args.model, preprocessing["image_size"], pretrained)
-    model = build(args.model, **network_options)
+        options_to_build = build_options(args.model, preprocessing["image_size"], pretrained)
+    model = build(args.model, **options_to_build)
 
     head = freeze.find_head(model)  # "fc" in a ResNet, "classifier.6" in a VGG, "heads.head" in a ViT
     old_head = model.get_submodule(head)
     if isinstance(old_head, nn.Conv2d):  # SqueezeNet classifies with a 1x1 convolution
-        model.set_submodule(head, nn.Conv2d(old_head.in_channels, len(classes), kernel_size=1))
+        new_head = nn.Conv2d(old_head.in_channels, len(classes), kernel_size=1)
     else:
-        model.set_submodule(head, nn.Linear(old_head.in_features, len(classes)))
-    check_image_size(model, preprocessing["image_size"])
+        new_head = nn.Linear(old_head.in_features, len(classes), bias=old_head.bias is not None)
+    model.set_submodule(head, new_head)
+    check_image_size(model.eval(), preprocessing["image_size"])
 
     if saved:
         model.load_state_dict(saved["model"])
     elif pretrained["state_dict"]:
-        if pretrained["classes"] not in (None, classes):  # of one of our checkpoints; that head means other classes
-            pretrained["state_dict"] = {k: v for k, v in pretrained["state_dict"].items() if not k.startswith(head)}
-        head_left_out = load_weights(model, pretrained["state_dict"], head)
-        print(f"weights: {pretrained['source']}; {head_left_out or f'head {head} kept, it fits'}")
+        same_classes = pretrained["classes"] in (None, classes)  # one of our checkpoints knows its classes
+        said = load_weights(model, pretrained["state_dict"], head, same_classes)
+        print(f"weights: {pretrained['source']}; {said}")
     model.to(device, memory_format=torch.channels_last)
 
     # ---- 5 freezing --------------------------------------------------------------------------------------------------
@@ -223,6 +236,8 @@ def train(args, saved):
             raise freeze.FreezeError(f"--unfreeze {epoch}:{names} never happens: the last epoch is {args.epochs - 1}")
         if epoch < start_epoch:
             freeze.thaw(model, names, head)
+    if args.batch_size == 1:
+        check_image_size(freeze.train_mode(copy.deepcopy(model)).cpu(), preprocessing["image_size"])
     if args.weights.lower() == "none" and args.freeze != "none":
         print("warning: --freeze with --weights none keeps random layers as they are; they learn nothing")
 
@@ -232,21 +247,15 @@ def train(args, saved):
     criterion = losses.CrossEntropy(weight, args.class_weight_mean, args.label_smoothing).to(device)
 
     # ---- 7 optimizer, schedule, scaler -------------------------------------------------------------------------------
-    lr = DEFAULT_LR[args.optimizer] if args.lr is None else args.lr
-    scale = args.backbone_lr_scale
-    scale = scale if scale is not None else 1.0 if args.weights.lower() == "none" else 0.1
-    decay = args.weight_decay
-    decay = decay if decay is not None else 1e-2 if args.optimizer == "adamw" else 1e-4
-    momentum = args.momentum
-    momentum = momentum if momentum is not None else 0.9 if args.optimizer == "sgd" else 0.0
-    groups = freeze.param_groups(model, head, decay, scale)  # all parameters, so that a thaw needs nothing more
-    optimizer = {
-        "sgd": lambda: torch.optim.SGD(groups, lr=lr, momentum=momentum),
-        "adam": lambda: torch.optim.Adam(groups, lr=lr),
-        "adamw": lambda: torch.optim.AdamW(groups, lr=lr),
-        "rmsprop": lambda: torch.optim.RMSprop(groups, lr=lr, momentum=momentum),
-        "adagrad": lambda: torch.optim.Adagrad(groups, lr=lr),
-    }[args.optimizer]()
+    # Backbone and head, each with and without weight decay. All parameters are in, so that a thaw needs nothing more.
+    groups = freeze.param_groups(model, head, args.weight_decay, args.backbone_lr_scale)
+    if args.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum)
+    elif args.optimizer == "rmsprop":
+        optimizer = torch.optim.RMSprop(groups, lr=args.lr, momentum=args.momentum)
+    else:
+        optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}
+        optimizer = optimizer_class[args.optimizer](groups, lr=args.lr)
 
     order = data.SeededBatches(len(images.splits["train"]), args.batch_size, args.seed, shuffle=True)
     batch_sizes = order.sizes()
@@ -257,17 +266,19 @@ def train(args, saved):
     def lr_at(step):
         """The head's rate at optimizer step `step`: a plain function, so there is no scheduler state to restore."""
         if step < warmup_steps:
-            return lr * (step + 1) / warmup_steps
+            return args.lr * (step + 1) / warmup_steps
         if args.schedule == "cosine":  # down to zero (Loshchilov and Hutter, "SGDR", 2017)
             progress = (step - warmup_steps) / max(1, args.epochs * steps_per_epoch - warmup_steps)
-            return lr * 0.5 * (1 + math.cos(math.pi * progress))
+            return args.lr * 0.5 * (1 + math.cos(math.pi * progress))
         if args.schedule == "step":
-            return lr * args.gamma ** (step // steps_per_epoch // args.step_epochs)
-        return lr * plateau_scale
+            return args.lr * args.gamma ** (step // steps_per_epoch // args.step_epochs)
+        return args.lr * plateau_scale
 
     precision, reason = args.amp, "as given"
-    if args.amp == "auto":
-        precision, reason = (saved["precision"], "as before") if saved else auto_precision(model, device)
+    if args.amp == "auto" and saved and saved["device"] == device.type:
+        precision, reason = saved["precision"], "as before"
+    elif args.amp == "auto":
+        precision, reason = auto_precision(model, device)
     if gpus > 1 and precision == "bf16":  # in the threads of DataParallel, autocast falls back to fp16
         if args.amp == "bf16":
             raise ModelError("--amp bf16 does not reach DataParallel's threads: use --amp fp16, or --device cuda:0")
@@ -282,43 +293,45 @@ def train(args, saved):
     if saved:
         images_per_step = saved["options"]["batch_size"] * saved["options"]["accumulate"]
         if args.batch_size * args.accumulate != images_per_step:
-            raise checkpoint.CheckpointError(f"--batch-size times --accumulate must stay at {images_per_step}")
+            raise checkpoint.CheckpointError(f"--batch-size times --accumulate is {args.batch_size * args.accumulate} "
+                                             f"but the run was started with {images_per_step}: keep the product")
         settings = [{k: g[k] for k in ("lr_scale", "weight_decay")} for g in optimizer.param_groups]
         optimizer.load_state_dict(saved["optimizer"])  # brings back the momenta, and the old rates and decay too
         for group, now in zip(optimizer.param_groups, settings, strict=True):
             group.update(now)
-        scaler.load_state_dict(saved["scaler"])
+        if scaler.is_enabled() and saved["scaler"]:  # both empty unless in fp16
+            scaler.load_state_dict(saved["scaler"])
         checkpoint.set_rng_state(saved["rng"])
         best, best_epoch, epochs_without_gain = saved["best"], saved["best_epoch"], saved["epochs_without_gain"]
         history, plateau_scale = saved["history"], saved["plateau_scale"]
-        for what, value in checkpoint.machine().items():
-            if value != saved["machine"][what]:
-                print(f"warning: {what} was {saved['machine'][what]}, is {value}: the last bits may come out otherwise")
-        print(f"resumed from {args.resume} at epoch {start_epoch}")
+        print("\n".join([f"resumed from {args.resume} at epoch {start_epoch}", *checkpoint.machine_changes(saved)]))
     checkpoint.start_folder(output, options)
-    if saved and not checkpoint.take_best_along(args.resume, output):
-        best, epochs_without_gain = None, 0
-        print(f"warning: there is no best.pt beside {args.resume}: what is best starts anew")
+    if saved and not checkpoint.take_best_along(args.resume, saved, output) and history:
+        best, best_epoch, epochs_without_gain = history[-1][args.monitor], start_epoch - 1, 0
+        print(f"warning: best.pt of the epochs before {start_epoch} is gone: {args.resume} stands in for it")
+    if history:
+        checkpoint.write_csv(history, output / "history.csv")
 
     def state_to_save(next_epoch):
         """All that resuming and predict.py need, in tensors and plain values: read with weights_only=True."""
         return {
             "script": "train_classifier", "options": options, "machine": checkpoint.machine(),
-            "model": model.state_dict(), "head": head, "network": {"name": args.model, "options": network_options},
+            "model": model.state_dict(), "head": head, "build": {"name": args.model, "options": options_to_build},
             "preprocessing": preprocessing, "classes": classes, "data": data.fingerprint(images),
             "optimizer": optimizer.state_dict(), "plateau_scale": plateau_scale, "scaler": scaler.state_dict(),
-            "precision": precision, "rng": checkpoint.rng_state(), "epoch": next_epoch,
+            "precision": precision, "device": device.type, "rng": checkpoint.rng_state(), "epoch": next_epoch,
             "step": next_epoch * steps_per_epoch, "best": best, "best_epoch": best_epoch,
             "epochs_without_gain": epochs_without_gain, "history": history,
         }
 
     # ---- 9 several GPUs ----------------------------------------------------------------------------------------------
-    # `network` is what runs; `model` is what is frozen, thawed and saved: the same parameters under their plain names.
+    # `network` runs; `model` is frozen, thawed and saved: the same parameters under their plain names.
     network = nn.DataParallel(model) if gpus > 1 else model
 
     # ---- 10 the loop -------------------------------------------------------------------------------------------------
     size, resize_size = preprocessing["image_size"], preprocessing["resize_size"]
-    mean, std, interpolation = preprocessing["mean"], preprocessing["std"], preprocessing["interpolation"]
+    interpolation = preprocessing["interpolation"]
+    mean, std = (torch.tensor(preprocessing[k], device=device).view(3, 1, 1) for k in ("mean", "std"))
     augment = data.train_transform(size, args.augment, interpolation, resize_size)
     train_images = data.ImageList(images.splits["train"], augment, args.seed, size=2 * size)
     train_loader = data.make_loader(train_images, order, args.workers, pin_memory=device.type == "cuda")
@@ -329,20 +342,19 @@ def train(args, saved):
         return data.make_loader(listed, data.SeededBatches(len(listed), args.batch_size), args.workers)
 
     @torch.inference_mode()
-    def evaluate(loader, amp_dtype):
+    def evaluate(loader, dtype):
         """The network's outputs (N, C) in float32 and the labels (N,) of a whole split, in evaluation mode."""
         network.eval()
         outputs, labels = [], []
         for x, y in data.batches(loader):
-            x = data.to_input(x, device, mean, std)
-            with torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                outputs.append(network(x).float())
+            with torch.amp.autocast(device.type, dtype, enabled=dtype is not None):
+                outputs.append(network(data.to_input(x, mean, std)).float())
             labels.append(y)
         return torch.cat(outputs), torch.cat(labels).to(device)
 
     val_loader = loader_of("val")
     print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
-          f"{freeze.group_table(model, head, lr, scale)}\n")
+          f"{freeze.group_table(model, head, args.lr, args.backbone_lr_scale)}\n")
 
     for epoch in range(start_epoch, args.epochs):
         if args.patience and epochs_without_gain >= args.patience:
@@ -353,13 +365,14 @@ def train(args, saved):
             print(f"thaw: {thaws[epoch]}, {freeze.thaw(model, thaws[epoch], head):,} parameters")
 
         freeze.train_mode(network)  # model.train(), and eval() on every frozen part: no running statistics move there
-        order.epoch = epoch
-        step = epoch * steps_per_epoch
-        seen, loss_sum, hits, norm_sum = 0, *torch.zeros(3, device=device)
+        order.epoch, step = epoch, epoch * steps_per_epoch
+        way_out = f"--lr {args.lr / 2:g}" + (f" --resume {output}/last.pt" if epoch else "")
+        seen = 0
+        loss_sum, hits, norm_sum = (torch.zeros((), device=device) for _ in range(3))
         started = time.perf_counter()
         bar = tqdm(data.batches(train_loader), f"epoch {epoch}", len(batch_sizes), leave=False, disable=None)
         for i, (x, y) in enumerate(bar):
-            x, y = data.to_input(x, device, mean, std), y.to(device, non_blocking=True)
+            x, y = data.to_input(x, mean, std), y.to(device, non_blocking=True)
             with torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
                 logits = network(x)
             loss = criterion(logits.float(), y)  # in float32, out of autocast's reach
@@ -391,15 +404,13 @@ def train(args, saved):
             if step % args.log_every == 0 or i + 1 == len(batch_sizes):
                 train_loss = loss_sum.item() / seen
                 bar.set_postfix_str(f"loss {train_loss:.4f}, {seen / (time.perf_counter() - started):.0f} images/s")
-                if not math.isfinite(train_loss):
-                    again = f"--resume {output}/last.pt" if (output / "last.pt").exists() else f"--data {args.data}"
-                    raise losses.LossError(f"the loss is {train_loss} in epoch {epoch}; nothing of it was saved; go on "
-                                           f"with half the rate: train_classifier.py {again} --lr {lr / 2:g}")
+                losses.check_finite(train_loss, f"training loss of epoch {epoch}", way_out)
         train_seconds = time.perf_counter() - started
 
         outputs, labels = evaluate(val_loader, amp_dtype)
         confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes))
         scores = {"val_loss": criterion(outputs, labels).item()}
+        losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", way_out)
         scores |= {f"val_{name}": value for name, value in metrics.scores(confusion).items()}
         seconds = time.perf_counter() - started
         history.append({"epoch": epoch, "train_loss": train_loss, "train_accuracy": hits.item() / seen, **scores,
@@ -442,7 +453,7 @@ def list_layers(args):
     model = build(args.model, **options, **build_options(args.model, args.image_size or 224))
     head = freeze.find_head(model)
     freeze.freeze(model, args.freeze, head)
-    print(freeze.group_table(model, head, args.lr or DEFAULT_LR[args.optimizer], args.backbone_lr_scale or 0.1))
+    print(freeze.group_table(model, head, args.lr, args.backbone_lr_scale))
 
 
 def main(argv=None):
@@ -454,7 +465,7 @@ def main(argv=None):
         else:
             train(args, saved)
     except (checkpoint.CheckpointError, data.DataError, freeze.FreezeError, losses.LossError, ModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tqdm.write(f"error: {error}", file=sys.stderr)  # clears the bar first
         sys.exit(2)
     except KeyboardInterrupt:
         last = Path(args.output, "last.pt") if args else None

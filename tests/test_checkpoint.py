@@ -45,8 +45,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("call", ["fsync", "link", "replace"])
-@pytest.mark.parametrize("moment", [0, 1, 2])
+@pytest.mark.parametrize("call, moment", [("fsync", 0), ("link", 0), ("replace", 0), ("replace", 1), ("fsync", 1)])
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_anywhere_in_a_save(tmp_path, monkeypatch, call, moment, after):
     """At every moment last.pt and best.pt are whole; best.pt never falls behind last.pt; the next save recovers."""
@@ -65,10 +64,8 @@ def test_killed_anywhere_in_a_save(tmp_path, monkeypatch, call, moment, after):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, die)
-        try:
+        with pytest.raises(Killed):
             checkpoint.save(state(3), tmp_path, best=True)
-        except Killed:
-            pass
     best, last = value(tmp_path / "best.pt"), value(tmp_path / "last.pt")
     assert (best, last) in ((2, 2), (3, 2), (3, 3))
     checkpoint.save(state(4), tmp_path)  # a new start writes to the same temporary name: best.pt must not follow
@@ -92,6 +89,19 @@ def test_a_disk_that_refuses_leaves_the_earlier_files(tmp_path, monkeypatch, cal
     assert (value(tmp_path / "best.pt"), value(tmp_path / "last.pt")) == (1, 1)
 
 
+def test_a_file_system_that_cannot_sync_a_folder(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def refuse_folders(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.EINVAL, "not for folders")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    checkpoint.save(state(2), tmp_path, best=True)
+    assert (value(tmp_path / "best.pt"), value(tmp_path / "last.pt")) == (2, 2)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path, bad):
     checkpoint.save(state(1), tmp_path, best=True)
@@ -103,6 +113,8 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, bad):
 def test_load_refuses_what_is_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         checkpoint.load(tmp_path / "x.pt", "test")
+    with pytest.raises(CheckpointError, match="is a folder: give the file, such as .*last.pt"):
+        checkpoint.load(tmp_path, "test")
     (tmp_path / "x.pt").write_bytes(b"hello")
     with pytest.raises(CheckpointError, match="no checkpoint of this repository"):
         checkpoint.load(tmp_path / "x.pt", "test")

@@ -36,6 +36,13 @@ def test_one_folder_is_split_the_same_way_on_every_run_and_place(tmp_path):
     assert data.fingerprint(first) != data.fingerprint(data.find_images(tmp_path / "a", 0.25))
 
 
+def test_names_that_are_not_utf8(tmp_path):
+    draw_folder(tmp_path, a=4)
+    os.rename(os.fsencode(tmp_path / "a/cat/cat.0.png"), os.fsencode(tmp_path / "a/cat") + b"/caf\xe9.png")
+    images = data.find_images(tmp_path / "a", 0.25)
+    assert data.counts(images, "train") == [3, 3] and "train 6, val 2" in data.fingerprint(images)
+
+
 def test_train_without_val_is_split(tmp_path):
     images = data.find_images(draw_folder(tmp_path, train=10, test=2))
     assert {s: data.counts(images, s) for s in images.splits} == {"train": [8, 8], "val": [2, 2], "test": [2, 2]}
@@ -75,6 +82,8 @@ def wrong_folders(root, case):
         shutil.rmtree(root / "train/cat"), shutil.rmtree(root / "val/cat")
     elif case == "different classes":
         shutil.move(root / "val/dog", root / "val/wolf")
+    elif case == "misnamed splits":
+        (root / "train").rename(root / "Training"), (root / "val").rename(root / "Val")
     elif case == "one picture":
         shutil.rmtree(root / "val"), (root / "train/dog/dog.0.png").unlink()
     return root
@@ -84,6 +93,7 @@ def wrong_folders(root, case):
     ("missing", "no such folder: .*nowhere"), ("file", "is a file, not a folder"), ("no class folders", "no class folders in .*train"),
     ("empty class", "bird holds no pictures"), ("one class", r"one class only \('dog'\)"),
     ("different classes", "different classes: dog, wolf"), ("one picture", "one picture only"),
+    ("misnamed splits", "holds Training, Val but no train/"),
 ])
 def test_folders_that_cannot_be_used(tmp_path, case, words):
     with pytest.raises(data.DataError, match=words):
@@ -222,7 +232,8 @@ def test_augmentation_depends_on_epoch_and_index(pictures):
 
 def test_mix_seed_uses_every_number():
     seeds = {data.mix_seed(s, e, i) for s in range(5) for e in range(5) for i in range(5)}
-    assert len(seeds) == 125 and all(0 <= s < 2**32 for s in seeds)
+    seeds |= {data.mix_seed(s, e) for s in range(5) for e in range(5)}  # the order of an epoch is no picture's seed
+    assert len(seeds) == 150 and all(0 <= s < 2**32 for s in seeds)
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", "truncated"])
@@ -243,15 +254,19 @@ def test_a_picture_that_cannot_be_read_is_named(pictures, tmp_path, content):
         assert [os.path.basename(b.path) for b in skipped] == ["bad.jpg"]
 
 
+def as_tensors(*lists):
+    return [torch.tensor(values).view(3, 1, 1) for values in lists]
+
+
 def test_to_input_normalizes_as_torchvision_does():
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     x = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    found = data.to_input(x, torch.device("cpu"), mean, std)
+    found = data.to_input(x, *as_tensors(mean, std))
     expected = v2.functional.normalize(v2.functional.to_dtype(x, torch.float32, scale=True), mean, std)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert found.is_contiguous(memory_format=torch.channels_last)
     features = torch.randn(2, 512)
-    assert torch.equal(data.to_input(features, torch.device("cpu"), mean, std), features)
+    assert torch.equal(data.to_input(features, *as_tensors(mean, std)), features)
 
 
 def test_eval_transform_is_torchvisions_preset():
@@ -259,7 +274,7 @@ def test_eval_transform_is_torchvisions_preset():
 
     picture = torch.randint(0, 256, (3, 90, 70), dtype=torch.uint8)
     preset = ImageClassification(crop_size=56, resize_size=64)
-    ours = data.to_input(data.eval_transform(56)(picture)[None], torch.device("cpu"), preset.mean, preset.std)
+    ours = data.to_input(data.eval_transform(56)(picture)[None], *as_tensors(preset.mean, preset.std))
     one_level = 1 / 255 / min(preset.std) + 1e-5  # the preset resizes in float and rounds, v2 in uint8: one grey level
     torch.testing.assert_close(ours[0], preset(picture), rtol=0, atol=one_level)
     assert (ours[0] - preset(picture)).abs().mean() < one_level / 4

@@ -158,6 +158,15 @@ def test_param_groups_decay_no_bias_and_no_norm(resnet):
             assert settings[id(parameter)] == (0.1 if decays else 0.0, 1.0 if name == "fc" else 0.25), name
 
 
+def test_param_groups_decay_no_tokens_and_no_embeddings():
+    for name in ("vit_b_32", "swin_t", "convnext_tiny"):
+        model = torchvision.models.get_model(name, num_classes=2)
+        decayed = {id(p) for g in freeze.param_groups(model, freeze.find_head(model), 0.1) if g["weight_decay"] for p in g["params"]}
+        expected = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+        expected |= {id(m.in_proj_weight) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
+        assert decayed == expected
+
+
 def test_group_table(resnet):
     freeze.freeze(resnet, "to:layer3", "fc")
     rows = {line.split()[0]: line for line in freeze.group_table(resnet, "fc", lr=0.01, backbone_lr_scale=0.1).splitlines()}

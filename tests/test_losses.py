@@ -60,11 +60,28 @@ def test_class_weights():
 
 @pytest.mark.parametrize("spec, words", [
     ("bird=2", "unknown class 'bird'; the classes are cat, dog"), ("dog", "neither 'balanced' nor"), ("dog=x", "not a number"),
-    ("dog=-1", "zero or more"), ("dog=nan", "zero or more"), ("dog=0,cat=0", "every class weight is zero"), ("", "neither"),
+    ("dog=-1", "above zero"), ("dog=nan", "above zero"), ("dog=0", "above zero"), ("", "neither"),
 ])
 def test_class_weights_refused(spec, words):
     with pytest.raises(LossError, match=words):
         class_weights(spec, ["cat", "dog"], [3, 1])
+
+
+def test_check_finite():
+    losses.check_finite(3.0, "loss", "-")
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(LossError, match="the loss is .*, nothing of it was saved; try half the rate: --lr 1"):
+            losses.check_finite(bad, "loss", "--lr 1")
+
+
+def test_l1_penalty_leaves_out_tokens_and_position_embeddings():
+    from torchvision.models import vision_transformer
+
+    vit = vision_transformer.VisionTransformer(16, 8, 1, 2, 8, 16, num_classes=2)
+    expected = sum(p.abs().sum().item() for n, p in vit.named_parameters()
+                   if n.endswith(("conv_proj.weight", "in_proj_weight", "out_proj.weight", "mlp.0.weight", "mlp.3.weight",
+                                  "head.weight")))
+    assert l1_penalty(vit).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_l1_penalty_takes_trainable_weights_only():

@@ -39,8 +39,9 @@ def test_none_knows_the_size_of_the_network():
 
 
 def test_unknown_weights_list_those_there_are():
-    with pytest.raises(ModelError, match="has no weights 'IMAGENET': there are IMAGENET1K_V1, DEFAULT, none, or the path"):
-        models.load_pretrained("IMAGENET", MODEL)
+    for name in ("IMAGENET", "ResNet50_Weights.DEFAULT"):
+        with pytest.raises(ModelError, match=f"has no weights '{name}': there are IMAGENET1K_V1, DEFAULT, none, or the"):
+            models.load_pretrained(name, MODEL)
 
 
 def test_a_failed_download_says_what_to_type_instead(monkeypatch):
@@ -131,7 +132,7 @@ def test_any_float_type_and_a_head_that_does_not_fit(weights, dtype):
 def test_a_head_that_fits_is_kept(weights):
     state_dict = torch.load(weights, weights_only=True)
     net, said = load(state_dict, num_classes=7)
-    assert said is None and not changed(state_dict, net.state_dict())
+    assert said == "head fc kept, it fits" and not changed(state_dict, net.state_dict())
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
@@ -179,7 +180,7 @@ def test_the_first_files_had_no_batch_counts(weights):
 def test_vit_is_built_for_the_size_and_its_positions_are_interpolated():
     options = models.build_options("vit_b_32", 96)
     small = models.build("vit_b_32", num_classes=2, **options)
-    models.check_image_size(small, 96)
+    models.check_image_size(small.eval(), 96)
     said = models.load_weights(small, models.build("vit_b_32", num_classes=1000).state_dict(), "heads.head")
     assert small.encoder.pos_embedding.shape == (1, 3 * 3 + 1, 768) and "left out" in said
     with pytest.raises(ModelError, match="vit_b_32 cannot be built"):
@@ -189,8 +190,15 @@ def test_vit_is_built_for_the_size_and_its_positions_are_interpolated():
 @pytest.mark.parametrize("name, size", [("alexnet", 32), ("inception_v3", 32), ("squeezenet1_1", 8)])
 def test_a_size_that_the_network_cannot_take(name, size):
     with pytest.raises(ModelError, match=f"cannot take images of {size} x {size} pixels") as error:
-        models.check_image_size(models.build(name, **models.build_options(name, size)), size)
+        models.check_image_size(models.build(name, **models.build_options(name, size)).eval(), size)
     assert "\n" not in str(error.value)
+
+
+def test_a_single_image_that_batchnorm_cannot_train_on():
+    net = fresh("resnet18")
+    models.check_image_size(net.train(), 64)
+    with pytest.raises(ModelError, match="cannot take a single image of 32 x 32 pixels .* --batch-size 2 or more"):
+        models.check_image_size(net.train(), 32)
 
 
 def test_imagenet_input_of_googlenet_is_kept_in_the_options():
@@ -198,7 +206,7 @@ def test_imagenet_input_of_googlenet_is_kept_in_the_options():
     net = models.build("googlenet", num_classes=2, **models.build_options("googlenet", 224, pretrained))
     assert net.transform_input and net.aux1 is None
     with_aux = torchvision.models.googlenet(num_classes=2, aux_logits=True, init_weights=False).state_dict()
-    assert models.load_weights(net, with_aux, "fc") is None
+    assert models.load_weights(net, with_aux, "fc") == "head fc kept, it fits"
 
 
 def test_a_squeezenet_head_can_go_below_zero():
@@ -212,5 +220,4 @@ def test_auto_precision_avoids_depthwise_convolutions_on_a_cpu(monkeypatch):
     assert models.auto_precision(fresh("resnet18"), cpu)[0] == "bf16"
     assert models.auto_precision(fresh("mobilenet_v3_small"), cpu)[0] == "off"
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
     assert models.auto_precision(fresh("resnet18"), cpu) == ("off", "this CPU has no bf16 instructions")

@@ -4,18 +4,22 @@ import csv
 import json
 import math
 import os
+import random
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch import nn
 
 import checkpoint
 import data
 import train_classifier
 from conftest import MODEL, changed, draw, draw_folder, read
+from test_data import wrong_folders
+from test_model import Payload
 
 TIMING = ("seconds", "images_per_second")
 SGD = {"optimizer": "sgd", "momentum": 0, "wd": 0, "schedule": "constant", "warmup_epochs": 0, "lr": 0.5}
@@ -74,7 +78,7 @@ def test_without_freeze_everything_moves(train, weights):
 # ---- resume
 
 
-def interrupted(train, monkeypatch, *options, after, **replaced):
+def interrupted(train, monkeypatch, tmp_path, *options, after, **replaced):
     """Train until `after` epochs are saved, then as if Ctrl-C had been pressed. Returns the run folder."""
     real, epochs = checkpoint.save, []
 
@@ -84,18 +88,17 @@ def interrupted(train, monkeypatch, *options, after, **replaced):
         if state["epoch"] == after and "name" not in kwargs:
             raise KeyboardInterrupt
 
-    folders = []
-    monkeypatch.setattr(Path, "mkdir", lambda self, *a, mkdir=Path.mkdir, **k: (folders.append(self), mkdir(self, *a, **k))[1])
+    output = replaced.pop("output", tmp_path / "interrupted")
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", save)
         with pytest.raises(SystemExit) as stopped:
-            train(*options, **replaced)
+            train(*options, output=output, **replaced)
     assert stopped.value.code == 130
-    return folders[-1]
+    return output
 
 
 @pytest.mark.parametrize("case", ["frozen", "thawed", "dropout and fp16"])
-def test_resume_is_bit_identical(train, monkeypatch, weights, case, capsys):
+def test_resume_is_bit_identical(train, monkeypatch, tmp_path, weights, case, capsys):
     options, replaced = ["--freeze", "backbone"], {"weights": weights, "epochs": 3}
     if case == "thawed":
         options += ["--unfreeze", "1:stage4", "--unfreeze", "2:all", "--accumulate", "2", "--l1", "1e-5", "--clip-grad", "1"]
@@ -103,7 +106,7 @@ def test_resume_is_bit_identical(train, monkeypatch, weights, case, capsys):
         options = ["--optimizer", "sgd"]
         replaced |= {"weights": "none", "model": "mobilenet_v3_small", "amp": "fp16"}
     whole = train(*options, **replaced)
-    broken = interrupted(train, monkeypatch, *options, after=2, **replaced)
+    broken = interrupted(train, monkeypatch, tmp_path, *options, after=2, **replaced)
     capsys.readouterr()
     train_classifier.main(["--resume", str(broken / "last.pt"), "--workers", "2"])  # another number of workers too
     assert "at epoch 2" in capsys.readouterr().out
@@ -119,7 +122,7 @@ def test_resume_is_bit_identical(train, monkeypatch, weights, case, capsys):
 
 def test_the_same_command_goes_on_by_itself(train, monkeypatch, pictures, tmp_path):
     options = ["--resume", "--freeze", "backbone", "--unfreeze", "1:stage4"]
-    output = interrupted(train, monkeypatch, *options, after=1, epochs=2, output=tmp_path / "again")
+    output = interrupted(train, monkeypatch, tmp_path, *options, after=1, epochs=2, output=tmp_path / "again")
     assert output == tmp_path / "again"
     train(*options, epochs=2, output=output)
     assert [row["epoch"] for row in history(output)] == ["0", "1"]
@@ -139,10 +142,14 @@ def test_resume_may_change_some_options_and_refuses_the_others(train, weights, e
     assert "--seed is 3 but the run was started with 0" in resume("--seed", 3)
     assert "--image-size is 64" in resume("--image-size", 64)
     assert "--freeze is none" in resume("--freeze", "none")
-    assert "--batch-size times --accumulate must stay at 8" in resume("--batch-size", 4)
+    assert "--batch-size times --accumulate is 4 but the run was started with 8" in resume("--batch-size", 4)
+    assert "is a folder: give the file" in error_of(train_classifier.main, ["--resume", str(run)])
     assert "what thawed before epoch 2 cannot be changed: that was 1:stage4" in resume("--unfreeze", "1:conv5", "--epochs", 3)
     other = draw_folder(tmp_path / "other", train=3, val=1)
-    assert "not those the run was started with" in resume("--data", other)
+    words = resume("--data", other)
+    assert "other pictures (train 6, val 2, " in words and "started with (train 20, val 8, test 6, " in words
+    second = train()
+    assert "already holds a run" in resume("--output", second)
     assert last.read_bytes() == before
 
     shutil.copytree(pictures, tmp_path / "moved")
@@ -163,9 +170,23 @@ def test_going_back_before_a_thaw(train, weights, tmp_path, capsys):
     # the run goes on without its best.pt too, and says so
     shutil.copytree(run, tmp_path / "alone", ignore=shutil.ignore_patterns("best.pt"))
     capsys.readouterr()
-    train_classifier.main(["--resume", str(tmp_path / "alone" / "last.pt"), "--epochs", "3"])
-    assert "no best.pt beside" in capsys.readouterr().out
-    assert read(tmp_path / "alone" / "best.pt")["best_epoch"] == 2
+    train_classifier.main(["--resume", str(tmp_path / "alone" / "last.pt"), "--epochs", "3", "--lr", "0"])
+    assert "last.pt stands in for it" in capsys.readouterr().out
+    assert read(tmp_path / "alone" / "last.pt")["best_epoch"] == 1
+
+
+def test_going_back_in_the_same_folder_keeps_what_is_left_behind(train, weights):
+    """Monitored by the loss at a high rate, so that the epochs left behind hold the best.pt."""
+    options = ["--freeze", "backbone", "--unfreeze", "1:stage4", "--monitor", "val_loss", "--lr", "0.003"]
+    run = train(*options, weights=weights, epochs=4)
+    behind = {name: read(run / f"{name}.pt") for name in ("best", "last")}
+    assert behind["best"]["epoch"] > 1
+    train_classifier.main(["--resume", str(run / "before_unfreeze_1.pt"), "--epochs", "2", "--lr", "0"])
+    for name in ("best", "last"):
+        kept = read(run / f"{name}_until_4.pt")
+        assert kept["epoch"] == behind[name]["epoch"] and not changed(kept["model"], behind[name]["model"])
+    assert [row["epoch"] for row in history(run)] == ["0", "1"]
+    assert read(run / "best.pt")["epoch"] in (1, 2)  # of the epochs of this run alone
 
 
 # ---- what is saved
@@ -300,26 +321,31 @@ def test_schedules(train, schedule, options, expected):
     assert [float(row["lr"]) / 0.01 for row in history(run)] == pytest.approx(expected)
 
 
-def test_plateau_cuts_the_rate_when_nothing_gets_better(train, monkeypatch):
+def test_plateau_cuts_the_rate_when_nothing_gets_better(train, monkeypatch, tmp_path):
     """The network is scored by its all-frozen backbone at a rate of almost zero: the accuracy cannot get better."""
     options = ["--schedule", "plateau", "--plateau-epochs", 2, "--gamma", 0.5, "--warmup-epochs", 0, "--freeze", "backbone"]
     run = train(*options, lr=1e-12, epochs=6)
     assert [float(row["lr"]) / 1e-12 for row in history(run)] == pytest.approx([1, 1, 1, 0.5, 0.5, 0.25])
-    broken = interrupted(train, monkeypatch, *options, after=4, lr=1e-12, epochs=6)
+    broken = interrupted(train, monkeypatch, tmp_path, *options, after=4, lr=1e-12, epochs=6)
     train_classifier.main(["--resume", str(broken / "last.pt")])
     assert untimed(history(broken)) == untimed(history(run))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "adagrad"])
-def test_every_optimizer_is_pytorchs_with_its_decay(train, optimizer):
-    run = train("--optimizer", optimizer, "--wd", "0.25")
-    groups = read(run / "last.pt")["optimizer"]["param_groups"]
-    expected = type(torch.optim.SGD([nn.Parameter(torch.ones(1))])).__name__ and {
-        "sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
-        "rmsprop": torch.optim.RMSprop, "adagrad": torch.optim.Adagrad}[optimizer]
-    assert set(expected([nn.Parameter(torch.ones(1))]).param_groups[0]) <= {*groups[0], "params"}
-    assert {(g["name"], g["weight_decay"]) for g in groups} == {
-        ("backbone", 0.25), ("backbone, no decay", 0), ("head", 0.25), ("head, no decay", 0)}
+@pytest.mark.parametrize("name, kind", [
+    ("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW"), ("rmsprop", "RMSprop"), ("adagrad", "Adagrad"),
+])
+def test_every_optimizer_is_pytorchs_with_its_decay(train, monkeypatch, name, kind):
+    made = []
+    for other in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad"):
+        real = getattr(torch.optim, other)
+        monkeypatch.setattr(torch.optim, other, lambda *a, real=real, **k: (made.append(real(*a, **k)), made[-1])[1])
+    train("--freeze", "backbone", optimizer=name)
+    train("--freeze", "backbone", "--wd", "0.25", optimizer=name)
+    assert [type(o).__name__ for o in made] == [kind, kind]
+    assert {g["weight_decay"] for g in made[0].param_groups} == {0.01 if name == "adamw" else 0.0001, 0}
+    for group in made[1].param_groups:
+        assert group["weight_decay"] == (0 if "no decay" in group["name"] else 0.25)
+        assert group.get("momentum", 0) == (0.9 if name == "sgd" else 0)
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
@@ -340,9 +366,17 @@ def test_an_overflow_in_fp16_skips_the_step(train, weights, monkeypatch):
     assert read(run / "last.pt")["scaler"]["scale"] == 2.0**119
 
 
-def test_learns(train):
-    run = train(epochs=12, lr=0.01, batch_size=4)
-    assert float(history(run)[-1]["train_loss"]) < 0.5 * float(history(run)[0]["train_loss"])
+def test_learns_from_scratch(train, tmp_path, capsys):
+    """Reddish against bluish pictures: every test picture right."""
+    rng = random.Random(0)
+    for split, count in (("train", 20), ("val", 5), ("test", 10)):
+        for name, low in (("red", (120, 0, 0)), ("blue", (0, 0, 120))):
+            (tmp_path / "colours" / split / name).mkdir(parents=True)
+            for i in range(count):
+                colour = tuple(v + rng.randrange(100) for v in low)
+                Image.new("RGB", (40, 40), colour).save(tmp_path / "colours" / split / name / f"{i}.png")
+    train(data=tmp_path / "colours", epochs=10, lr=0.003)
+    assert "accuracy 1.0000 on the 20 pictures of test" in capsys.readouterr().out
 
 
 def test_starting_from_our_own_checkpoint_keeps_a_head_of_the_same_classes(train, capsys, tmp_path):
@@ -357,7 +391,7 @@ def test_starting_from_our_own_checkpoint_keeps_a_head_of_the_same_classes(train
             for i in range(n):
                 draw(tmp_path / "insects" / split / name / f"{i}.png", kind, f"{split}{i}")
     train(data=tmp_path / "insects", weights=first / "best.pt")
-    assert "head fc is not in the file" in capsys.readouterr().out  # as many classes, but others
+    assert "head fc left out, it was trained for other classes" in capsys.readouterr().out  # as many classes, but others
 
 
 def test_list_layers_trains_nothing(capsys, tmp_path, monkeypatch):
@@ -416,6 +450,26 @@ def test_bad_input(train, error_of, tmp_path, options, words):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("case, words", [
+    ("missing", "no such folder"), ("no class folders", "no class folders in"), ("empty class", "holds no pictures"),
+    ("one class", "one class only"), ("different classes", "different classes: dog, wolf"),
+])
+def test_bad_folders(train, error_of, tmp_path, case, words):
+    assert words in error_of(train, data=wrong_folders(tmp_path / "data", case), output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["weights", "resume"])
+@pytest.mark.parametrize("content", ["text", "payload"])
+def test_files_that_are_no_weights(train, error_of, tmp_path, option, content):
+    (tmp_path / "x.pth").write_text("not weights")
+    if content == "payload":
+        torch.save({"model": {}, "script": "train_classifier", "options": Payload(tmp_path / "executed")}, tmp_path / "x.pth")
+    words = {"text": "", "payload": "nothing in it was executed"}[content]
+    assert f"{tmp_path / 'x.pth'}" in (error := error_of(train, **{option: tmp_path / "x.pth"})) and words in error
+    assert not (tmp_path / "executed").exists()
+
+
 def test_a_damaged_picture_ends_the_run_and_the_saved_state_stays(train, error_of, tmp_path):
     root = draw_folder(tmp_path / "data", train=4, val=2)
     run = train(data=root, epochs=1)
@@ -430,14 +484,37 @@ def test_a_run_that_diverges_saves_nothing_broken_and_says_how_to_go_on(train, e
     run = train(output=tmp_path / "run", **SGD | {"lr": 0.1})
     before = (run / "last.pt").read_bytes()
     error = error_of(train_classifier.main, ["--resume", str(run / "last.pt"), "--epochs", "5", "--lr", "1e30"])
-    assert f"--resume {run / 'last.pt'} --lr 5e+29" in error
+    assert "the training loss of epoch" in error and f"--lr 5e+29 --resume {run / 'last.pt'}" in error
     assert (run / "last.pt").read_bytes() == before
+
+
+def test_a_validation_loss_that_is_not_finite_is_not_saved(train, error_of, monkeypatch, tmp_path):
+    real = nn.functional.cross_entropy
+    monkeypatch.setattr(nn.functional, "cross_entropy", lambda x, *a, **k: real(x, *a, **k) * (1 if x.requires_grad else math.nan))
+    assert "the validation loss of epoch 0 is nan" in error_of(train, output=tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_a_batch_of_one_that_batchnorm_cannot_train_on(train, error_of):
+    assert "--batch-size 2 or more" in error_of(train, model="resnet18", batch_size=1)
+    train("--freeze", "backbone", model=MODEL, batch_size=1)  # frozen BatchNorms can
+
+
+@pytest.mark.parametrize("model, size", [("squeezenet1_1", 32), ("maxvit_t", 224), ("vit_b_32", 32), ("googlenet", 32)])
+def test_networks_with_odd_heads(train, model, size, tmp_path):
+    """What is saved loads strictly into the torchvision network of the same class count."""
+    root = draw_folder(tmp_path / "few", train=2, val=1)
+    run = train("--freeze", "backbone", model=model, image_size=size, data=root)
+    state = read(run / "best.pt")
+    options = {} if model != "googlenet" else {"init_weights": False}
+    plain = torchvision.models.get_model(model, num_classes=2, **options, **state["build"]["options"])
+    plain.load_state_dict(state["model"], strict=True)
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(train, error_of):
     run = train()
     before = (run / "last.pt").read_bytes()
-    assert "already holds a run: add --resume" in error_of(train, output=run)
+    assert "already holds a run: go on with it by --resume" in error_of(train, output=run)
     assert (run / "last.pt").read_bytes() == before
     assert "--resume without a file needs --output" in error_of(train_classifier.main, ["--data", "x", "--resume"])
 

@@ -1,0 +1,120 @@
+"""What holds for the repository as a whole: helpers that can be copied alone, the ten sections, a README that is true."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+import predict
+import train_classifier
+from conftest import ROOT
+
+SCRIPTS = ["train_classifier.py"]
+TORCH_ONLY = ["freeze.py", "losses.py", "metrics.py", "checkpoint.py"]
+HELPERS = [*TORCH_ONLY, "model.py", "data.py"]
+README = (ROOT / "README.md").read_text()
+
+
+def imports(name):
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / name).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("name", HELPERS)
+def test_a_helper_can_be_copied_alone(name):
+    third_party = {"torch"} if name in TORCH_ONLY else {"torch", "torchvision", "PIL", "numpy"}
+    assert imports(name) - set(sys.stdlib_module_names) <= third_party
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_ten_sections_stand_in_order(name):
+    found = re.findall(r"^ *# ---- (\d+) ([A-Za-z, ]+?) -+$", (ROOT / name).read_text(), re.M)
+    titles = ["arguments", "device and processes", "data", "model and head", "freezing", "loss",
+              "optimizer, schedule, scaler", "resume", "several gpus", "the loop"]
+    assert [(number, title.lower()) for number, title in found] == [(str(i + 1), t) for i, t in enumerate(titles)]
+
+
+def test_files_are_only_read_with_weights_only():
+    for file in ROOT.glob("*.py"):
+        for call in re.findall(r"torch\.load\(.*", file.read_text()):
+            assert "weights_only=True" in call, file
+
+
+# ---- the README
+
+
+def commands():
+    """Every command that starts a script of this repository in a code block of the README, one line each."""
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M):
+        for line in block.splitlines() if not language else []:
+            for part in line.removeprefix("$ ").split("&&"):
+                if part.split()[:1] == ["python"]:
+                    yield part.partition(" # ")[0].partition("  # ")[0].strip()
+
+
+def test_every_command_of_the_readme_is_understood():
+    seen = 0
+    for command in commands():
+        words = shlex.split(command)[1:]
+        parsers = {"train_classifier.py": train_classifier.build_parser, "predict.py": predict.build_parser}
+        if words[0] in parsers:
+            parsers[words[0]]().parse_args(words[1:])
+            seen += 1
+        else:
+            assert words[0] in ("-m", "demo.py") or (ROOT / words[0]).exists(), command
+    assert seen >= 8
+
+
+def test_options_that_the_text_names_exist():
+    known = {o for b in (train_classifier.build_parser, predict.build_parser) for a in b()._actions for o in a.option_strings}
+    of_benchmarks = set(re.findall(r"--[a-z][a-z0-9-]+", " ".join(c for c in commands() if "benchmarks/" in c)))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", README)) - of_benchmarks <= known
+    assert not re.search(r"[A-Z]+_[A-Z]+|RESULTS|TODO", README.replace("DRAWN_BY", ""))  # nothing left to be filled in
+
+
+def test_the_table_of_defaults_is_true():
+    parser = train_classifier.build_parser()
+    rows = re.findall(r"^\| (`--[^|]*) \| ([^|]*) \|", README.partition("## Defaults")[2].partition("\n## ")[0], re.M)
+    checked = set()
+    for options, text in rows:
+        for option, value in zip(re.findall(r"--[a-z0-9-]+", options), text.split(","), strict=False):
+            default = next(a.default for a in parser._actions if option in a.option_strings)
+            if option == "--lr":
+                default = train_classifier.DEFAULT_LR["adamw"]
+            if default is not None and option != "--workers":
+                assert value.strip().strip("`").split()[0] == str(default).removesuffix(".0"), option
+                checked.add(option)
+    assert {"--epochs", "--lr", "--batch-size", "--optimizer", "--freeze", "--patience", "--monitor"} <= checked
+
+
+def test_the_first_command_of_the_readme_and_predict_as_commands(tmp_path):
+    """What a newcomer types, in a folder of its own, with one epoch."""
+    first = next(line for line in README.splitlines() if line.startswith("python3 -m venv"))
+    draw, train = first.partition("requirements.txt && ")[2].split(" && ")
+
+    def run(command):
+        words = shlex.split(command)
+        assert words[0] == "python"
+        return subprocess.run([sys.executable, str(ROOT / words[1]), *words[2:]], cwd=tmp_path, text=True,
+                              capture_output=True, timeout=200)
+
+    assert run(draw).returncode == 0
+    assert len(list((tmp_path / "cats_and_dogs").rglob("*.jpg"))) == 300
+    trained = run(f"{train} --epochs 1 --output runs/first")
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stderr == ""  # no bar and no warnings where the output is no terminal
+    assert [line for line in trained.stdout.splitlines() if line.startswith("epoch ")][0].startswith("epoch   0  train_loss")
+    found = run("python predict.py --checkpoint runs/first/best.pt cats_and_dogs/test/cat/cat.1.jpg --csv x.csv")
+    assert found.returncode == 0 and found.stderr == ""
+    assert found.stdout.splitlines()[1].split()[0] == "cats_and_dogs/test/cat/cat.1.jpg"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cats_and_dogs", "runs", "x.csv"]
+    missing = run("python train_classifier.py --data nowhere")
+    assert (missing.returncode, missing.stderr) == (2, "error: no such folder: nowhere\n")
