@@ -375,7 +375,8 @@ def test_learns_from_scratch(train, tmp_path, capsys):
             for i in range(count):
                 colour = tuple(v + rng.randrange(100) for v in low)
                 Image.new("RGB", (40, 40), colour).save(tmp_path / "colours" / split / name / f"{i}.png")
-    train(data=tmp_path / "colours", epochs=10, lr=0.003)
+    train(data=tmp_path / "colours", model="squeezenet1_1", epochs=5, batch_size=4)
+
     assert "accuracy 1.0000 on the 20 pictures of test" in capsys.readouterr().out
 
 
