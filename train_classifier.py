@@ -194,10 +194,10 @@ def train(args, saved):
 
     # ---- 3 data ------------------------------------------------------------------------------------------------------
     images = data.find_images(args.data, args.val_split)
-    classes = images.classes
-    if saved and saved["data"] != data.fingerprint(images):
-        raise data.DataError(f"{args.data} holds other pictures ({data.fingerprint(images)}) than the run was started "
-                             f"with ({saved['data']}): start a new run from its weights, --weights {args.resume}")
+    classes, fingerprint = images.classes, data.fingerprint(images)
+    if saved and saved["data"] != fingerprint:
+        raise data.DataError(f"{args.data} holds other pictures ({fingerprint}) than the run was started with "
+                             f"({saved['data']}): start a new run from its weights, --weights {args.resume}")
     print(data.describe(images))
 
     # ---- 4 model and head --------------------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def train(args, saved):
         return {
             "script": "train_classifier", "options": options, "machine": checkpoint.machine(),
             "model": model.state_dict(), "head": head, "build": {"name": args.model, "options": options_to_build},
-            "preprocessing": preprocessing, "classes": classes, "data": data.fingerprint(images),
+            "preprocessing": preprocessing, "classes": classes, "data": fingerprint,
             "optimizer": optimizer.state_dict(), "plateau_scale": plateau_scale, "scaler": scaler.state_dict(),
             "precision": precision, "device": device.type, "rng": checkpoint.rng_state(), "epoch": next_epoch,
             "step": next_epoch * steps_per_epoch, "best": best, "best_epoch": best_epoch,

@@ -101,7 +101,7 @@ def interrupted(train, monkeypatch, tmp_path, *options, after, **replaced):
 def test_resume_is_bit_identical(train, monkeypatch, tmp_path, weights, case, capsys):
     options, replaced = ["--freeze", "backbone"], {"weights": weights, "epochs": 3}
     if case == "thawed":
-        options += ["--unfreeze", "1:stage4", "--unfreeze", "2:all", "--accumulate", "2", "--l1", "1e-5", "--clip-grad", "1"]
+        options += ["--unfreeze", "1:stage4", "--unfreeze", "2:conv5", "--accumulate", "2", "--l1", "1e-5", "--clip-grad", "1"]
     if case == "dropout and fp16":
         options = ["--optimizer", "sgd"]
         replaced |= {"weights": "none", "model": "mobilenet_v3_small", "amp": "fp16"}
