@@ -299,11 +299,12 @@ def test_backbone_lr_scale(train, weights):
         torch.testing.assert_close(half[key], step * (1.0 if key.startswith("fc.") else 0.5), rtol=1e-3, atol=1e-6)
 
 
-def test_clip_grad_and_the_recorded_norm(train, weights):
-    free, row = one_step(train, weights, "--backbone-lr-scale", 1)
+@pytest.mark.parametrize("amp", ["off", "fp16"])  # with the scaler: clipped after unscaling
+def test_clip_grad_and_the_recorded_norm(train, weights, amp):
+    free, row = one_step(train, weights, "--backbone-lr-scale", 1, amp=amp)
     norm = torch.cat([v.flatten() for v in free.values()]).norm().item() / 0.5
     assert float(row["grad_norm"]) == pytest.approx(norm, rel=1e-3)
-    clipped, row = one_step(train, weights, "--backbone-lr-scale", 1, "--clip-grad", norm / 4)
+    clipped, row = one_step(train, weights, "--backbone-lr-scale", 1, "--clip-grad", norm / 4, amp=amp)
     assert torch.cat([v.flatten() for v in clipped.values()]).norm().item() / 0.5 == pytest.approx(norm / 4, rel=1e-3)
     assert float(row["grad_norm"]) == pytest.approx(norm, rel=1e-3)  # before clipping
 
