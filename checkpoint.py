@@ -46,9 +46,7 @@ def save(state, folder, best=False, name="last.pt"):
             try:
                 os.link(temporary, best_temporary)
             except OSError:  # no hard links on this file system
-                shutil.copyfile(temporary, best_temporary)
-                with open(best_temporary, "rb+") as file:
-                    os.fsync(file.fileno())
+                _copy(temporary, best_temporary)
             os.replace(best_temporary, folder / "best.pt")
         os.replace(temporary, folder / name)
         _sync_folder(folder)
@@ -58,33 +56,50 @@ def save(state, folder, best=False, name="last.pt"):
                               "were") from error
 
 
+def set_aside_later_epochs(saved, folder):
+    """Before a run goes back to the earlier epoch that `saved` holds: rename the checkpoints of later epochs in
+    `folder`, from last.pt to last_until_<epoch>.pt and so on, so that going on overwrites none of them. Returns a line
+    about each.
+    """
+    last, said = Path(folder, "last.pt"), []
+    end = load(last, saved["script"])["epoch"] if last.exists() else 0
+    if end <= saved["epoch"]:
+        return said
+    for path in (*Path(folder).glob("before_unfreeze_*.pt"), Path(folder, "best.pt"), last):
+        if "_until_" not in path.name and path.exists() and load(path, saved["script"])["epoch"] > saved["epoch"]:
+            kept, number = path.with_name(f"{path.stem}_until_{end}.pt"), 1
+            while kept.exists():
+                number += 1
+                kept = path.with_name(f"{path.stem}_until_{end}_{number}.pt")
+            try:
+                os.replace(path, kept)
+            except OSError as error:
+                raise CheckpointError(f"could not rename {path} ({error.strerror})") from error
+            said.append(f"going back: {path.name} of a later epoch is now {kept.name}")
+    return said
+
+
 def take_best_along(file, saved, folder):
     """Before a run that is resumed from `file`, which holds `saved`, goes on in `folder`: see that folder/best.pt is
-    the best of the epochs that `saved` has behind it.
-
-    Going back to an earlier epoch leaves later ones behind; their last.pt and best.pt are kept, with `_until_<epoch>`
-    in their names. A run that goes on in another folder takes the best.pt beside `file` along. Returns False where no
-    best.pt of these epochs is left: `file` then stands in for it.
+    there, if need be as a copy of the best.pt beside `file`. Returns False where that is missing or of a later epoch:
+    `file` itself then stands in for it.
     """
-    last, best, beside = Path(folder, "last.pt"), Path(folder, "best.pt"), Path(file).with_name("best.pt")
-
-    def epoch_of(path):
-        return load(path, saved["script"])["epoch"]
-
+    best, beside = Path(folder, "best.pt"), Path(file).with_name("best.pt")
+    if best.exists():
+        return True
+    found = beside.exists() and load(beside, saved["script"])["epoch"] <= saved["epoch"]
     try:
-        if last.exists() and (end := epoch_of(last)) > saved["epoch"]:
-            for path in (best, last):
-                if path.exists() and epoch_of(path) > saved["epoch"]:
-                    os.replace(path, path.with_name(f"{path.stem}_until_{end}.pt"))
-        if best.exists():
-            return True
-        found = beside.exists() and epoch_of(beside) <= saved["epoch"]
-        if found or saved["epoch"] > 0:
-            shutil.copyfile(beside if found else file, best.with_name("best.pt.tmp"))
-            os.replace(best.with_name("best.pt.tmp"), best)
-        return found
+        _copy(beside if found else file, best.with_name("best.pt.tmp"))
+        os.replace(best.with_name("best.pt.tmp"), best)
     except OSError as error:
         raise CheckpointError(f"could not write {best} ({error.strerror})") from error
+    return found
+
+
+def _copy(source, target):
+    shutil.copyfile(source, target)
+    with open(target, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder):
@@ -144,7 +159,9 @@ def start_folder(folder, options):
 
 
 def typed_options(parser, argv):
-    """The options that stand on the command line, as a dict: those left at their default are not in it."""
+    """The options that stand on the command line, as a dict: those left at their default are not in it. (argparse
+    itself does not tell the two apart; but it leaves alone what a namespace already holds.)
+    """
     untyped = object()
     blank = argparse.Namespace(**{a.dest: untyped for a in parser._actions})
     # An option that appends would append to the marker; with None it starts a list of its own.

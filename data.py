@@ -178,7 +178,7 @@ def find_duplicates(images):
 
     train = [path for path, _ in images.splits["train"]]
     others = [path for split in ("val", "test") for path, _ in images.splits.get(split, [])]
-    for key in (size_of, start_of, read):
+    for key in (size_of, start_of, read):  # each looks only at the pairs that the one before has left
         by_key = defaultdict(list)
         for path in others:
             by_key[key(path)].append(path)
@@ -250,8 +250,8 @@ BadImage = namedtuple("BadImage", "path reason")
 
 class ImageList(Dataset):
     """Pictures and labels. Asked for (epoch, index), it decodes picture `index` and augments it with random numbers
-    drawn from (seed, epoch, index). Returns (uint8 tensor, label), or a BadImage for a file that cannot be read: an
-    exception in a worker would arrive as thirty lines of traceback.
+    drawn from (seed, epoch, index); a plain index means epoch 0. Returns (uint8 tensor, label), or a BadImage for a
+    file that cannot be read: an exception in a worker would arrive as thirty lines of traceback.
 
     samples: [(path, label), ...]. transform: takes and returns a uint8 tensor (3, H, W). size: see `decode`.
     """
@@ -263,7 +263,7 @@ class ImageList(Dataset):
         return len(self.samples)
 
     def __getitem__(self, key):
-        epoch, index = key
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         path, label = self.samples[index]
         try:
             image = decode(path, self.size)

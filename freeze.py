@@ -1,9 +1,14 @@
 """Freezing: find the head, choose what trains, thaw it later, and give each part its learning rate.
 
-    head = find_head(model)                      # 'fc' in a ResNet, 'classifier.6' in a VGG
-    freeze(model, "backbone", head)              # everything but the head: requires_grad = False
-    train_mode(model)                            # model.train(), and eval() on every frozen part
-    thaw(model, "layer4")                        # later: train this part too; then train_mode(model) again
+    model = torchvision.models.resnet18(weights="DEFAULT")
+    head = find_head(model)                                 # "fc"; "classifier.6" in a VGG
+    model.set_submodule(head, nn.Linear(model.get_submodule(head).in_features, 2))
+    freeze(model, "backbone", head)                         # everything but the head: requires_grad = False
+    optimizer = torch.optim.AdamW(param_groups(model, head, lr=1e-3, backbone_lr_scale=0.1))
+    print(group_table(model, head, lr=1e-3, backbone_lr_scale=0.1))
+    train_mode(model)                                       # model.train(), and eval() on every frozen part
+    thaw(model, "layer4", head)                             # some epochs later: train this part too ...
+    train_mode(model)                                       # ... and put it into train() mode
 
 A part is frozen when two things hold: its parameters have `requires_grad = False`, *and* it is in `eval()`. The first
 alone leaves every BatchNorm updating its running statistics in `train()` mode, so that the "frozen" network drifts.
@@ -46,20 +51,24 @@ def layer_groups(model, head):
         depth = prefix.count(".") + 1 if prefix else 0
         return list(dict.fromkeys(".".join(n.split(".")[: depth + 1]) for n in sizes if _under(n, prefix)))
 
+    # EfficientNet: [features, classifier] -> the head shows: [features, classifier.1]
+    #               -> too few groups, so the largest is opened: [features.0, ... features.8, classifier.1]
     names = children_of("")
     while True:
         groups = {name: [n for n in sizes if _under(n, name)] for name in names}
         total = {name: sum(sizes[n] for n in members) for name, members in groups.items()}
+        around_head = [n for n in names if n != head and head.startswith(n + ".")]
         # A single layer (its parameters sit right on it) stays whole, and so does the head.
-        open_able = [n for n in names if n != head and n not in sizes and not _is_layer(model.get_submodule(n))]
-        largest = max(open_able, key=total.get, default=None)
-        holds_head = [n for n in names if n != head and head.startswith(n + ".")]
-        if holds_head:
-            largest = holds_head[0]
-        elif largest is None or (len(names) >= 5 and total[largest] <= 0.9 * sum(total.values())):
+        divisible = [n for n in names if n != head and n not in sizes and not _is_layer(model.get_submodule(n))]
+        largest = max(divisible, key=total.get, default=None)
+        if around_head:
+            opened = around_head[0]
+        elif largest and (len(names) < 5 or total[largest] > 0.9 * sum(total.values())):
+            opened = largest
+        else:
             break
-        at = names.index(largest)
-        names[at : at + 1] = children_of(largest)
+        at = names.index(opened)
+        names[at : at + 1] = children_of(opened)
     groups[head] = groups.pop(head)
     return groups
 
@@ -107,7 +116,10 @@ def freeze(model, spec, head):
     """Set `requires_grad = False` on what `spec` (see `select`) stands for, except the head, and `True` on the rest.
     Call `train_mode(model)` before training, and never `model.train()` alone.
     """
-    frozen = {n for n in select(model, spec, head) if not _under(n, head)}
+    chosen = select(model, spec, head)
+    frozen = {n for n in chosen if not _under(n, head)}
+    if chosen and not frozen:
+        raise FreezeError(f"'{spec}' is the head {head}, which always trains: name other layers, or none")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
         if name in frozen:
@@ -171,11 +183,12 @@ def _eval_frozen_parts(module):
             _eval_frozen_parts(child)
 
 
-def param_groups(model, head, weight_decay=0.0, backbone_lr_scale=1.0):
+def param_groups(model, head, lr, weight_decay=0.0, backbone_lr_scale=1.0):
     """Parameter groups for an optimizer: backbone and head, each with and without weight decay.
 
     Every parameter is in, frozen or not: an optimizer passes over those without a gradient, and a thaw needs no new
-    group. Each group carries `lr_scale` (backbone_lr_scale or 1); the loop sets `lr = lr_scale * lr_at(step)`.
+    group. The head's rate is `lr`, the backbone's `lr * backbone_lr_scale`. Each group also carries that factor as
+    `lr_scale`, for a loop that follows a schedule: `group["lr"] = group["lr_scale"] * lr_at(step)`.
     A lower rate for the backbone: Howard and Ruder, "Universal Language Model Fine-tuning", 2018 (discriminative
     fine-tuning). Only the weights of convolutions and linear layers decay; biases, norm layers, tokens and position
     embeddings do not: He et al., "Bag of Tricks", 2019.
@@ -184,8 +197,11 @@ def param_groups(model, head, weight_decay=0.0, backbone_lr_scale=1.0):
     for name, parameter in model.named_parameters():
         in_head, decays = _under(name, head), name.endswith("weight") and parameter.ndim > 1
         key = ("head" if in_head else "backbone") + ("" if decays else ", no decay")
-        settings = {"lr_scale": 1.0 if in_head else backbone_lr_scale, "weight_decay": weight_decay if decays else 0.0}
-        groups.setdefault(key, {"name": key, "params": [], **settings})["params"].append(parameter)
+        if key not in groups:
+            scale = 1.0 if in_head else backbone_lr_scale
+            groups[key] = {"name": key, "params": [], "lr": lr * scale, "lr_scale": scale,
+                           "weight_decay": weight_decay if decays else 0.0}
+        groups[key]["params"].append(parameter)
     return list(groups.values())
 
 

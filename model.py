@@ -169,6 +169,7 @@ def load_weights(model, state_dict, head, same_classes=True):
     A head of another shape is left out, and any head with `same_classes=False`. Returns words that say what became of
     it. Any other mismatch raises ModelError with the keys, and so does a weight that is not finite.
     """
+    # A state_dict carries the versions of its layers; one that was copied into a plain dict has lost them.
     metadata = getattr(state_dict, "_metadata", {"": {"version": model._version}})
     state_dict = OrderedDict(state_dict)
     # `module.` stands before every key when a DataParallel model was saved, `_orig_mod.` for a compiled one.
@@ -184,14 +185,16 @@ def load_weights(model, state_dict, head, same_classes=True):
 
     own = model.state_dict()
     keys = [k for k in own if k.startswith(f"{head}.")]
-    said = f"head {head} kept, it fits"
     if not any(k in state_dict for k in keys):
-        said = f"head {head} is not in the file, it starts at random weights"
+        keep, said = False, f"head {head} is not in the file, it starts at random weights"
     elif not same_classes:
-        said = f"head {head} left out, it was trained for other classes"
+        keep, said = False, f"head {head} left out, it was trained for other classes"
     elif any(k in state_dict and state_dict[k].shape != own[k].shape for k in keys):
-        said = f"head {head} left out: the file's has {len(state_dict[keys[0]])} outputs, this task {len(own[keys[0]])}"
-    if not said.endswith("fits"):
+        outputs, wanted = len(state_dict[keys[0]]), len(own[keys[0]])
+        keep, said = False, f"head {head} left out: the file's has {outputs} outputs, this task {wanted}"
+    else:
+        keep, said = True, f"head {head} kept, it fits"
+    if not keep:
         state_dict |= {k: own[k] for k in keys}
 
     wrong = [f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}" for k, v in state_dict.items()
@@ -201,7 +204,7 @@ def load_weights(model, state_dict, head, same_classes=True):
         raise ModelError(f"the weights hold values that are not finite: {_some(infinite)}")
     missing = unexpected = []
     if not wrong:
-        state_dict._metadata = metadata  # holds layer versions: some layers need theirs (MNASNet, BatchNorm)
+        state_dict._metadata = metadata
         missing, unexpected = model.load_state_dict(state_dict, strict=False)
     problems = [f"{what}: {_some(found)}" for what, found in
                 (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)) if found]

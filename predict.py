@@ -76,6 +76,9 @@ def predict(args):
         options = {"num_classes": len(classes)} | state["build"]["options"]
         arguments = ", ".join(f"{name}={value}" for name, value in options.items())
         print(f"wrote {args.weights_only}, a state_dict for torchvision.models.{state['build']['name']}({arguments})")
+        print("input: RGB in 0..1, shorter side resized to {resize_size} ({interpolation}), centre {image_size} x "
+              "{image_size}, mean {mean}, std {std}".format(**preprocessing))
+        print(f"outputs: {', '.join(classes)}")
         if state["build"]["name"].startswith("squeezenet"):
             print("then set model.classifier[2] = torch.nn.Identity(): it was trained without the ReLU behind the head")
         if not args.pictures:

@@ -236,7 +236,7 @@ def train(args, saved):
             raise freeze.FreezeError(f"--unfreeze {epoch}:{names} never happens: the last epoch is {args.epochs - 1}")
         if epoch < start_epoch:
             freeze.thaw(model, names, head)
-    if args.batch_size == 1:
+    if args.batch_size == 1:  # can its BatchNorms train on a single picture?
         check_image_size(freeze.train_mode(copy.deepcopy(model)).cpu(), preprocessing["image_size"])
     if args.weights.lower() == "none" and args.freeze != "none":
         print("warning: --freeze with --weights none keeps random layers as they are; they learn nothing")
@@ -248,14 +248,11 @@ def train(args, saved):
 
     # ---- 7 optimizer, schedule, scaler -------------------------------------------------------------------------------
     # Backbone and head, each with and without weight decay. All parameters are in, so that a thaw needs nothing more.
-    groups = freeze.param_groups(model, head, args.weight_decay, args.backbone_lr_scale)
-    if args.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=args.momentum)
-    elif args.optimizer == "rmsprop":
-        optimizer = torch.optim.RMSprop(groups, lr=args.lr, momentum=args.momentum)
-    else:
-        optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}
-        optimizer = optimizer_class[args.optimizer](groups, lr=args.lr)
+    groups = freeze.param_groups(model, head, args.lr, args.weight_decay, args.backbone_lr_scale)
+    optimizer_class = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
+                       "rmsprop": torch.optim.RMSprop, "adagrad": torch.optim.Adagrad}[args.optimizer]
+    momentum = {"momentum": args.momentum} if args.optimizer in ("sgd", "rmsprop") else {}
+    optimizer = optimizer_class(groups, **momentum)
 
     order = data.SeededBatches(len(images.splits["train"]), args.batch_size, args.seed, shuffle=True)
     batch_sizes = order.sizes()
@@ -264,7 +261,7 @@ def train(args, saved):
     plateau_scale = 1.0  # what --schedule plateau has cut the rate to
 
     def lr_at(step):
-        """The head's rate at optimizer step `step`: a plain function, so there is no scheduler state to restore."""
+        """The head's rate at optimizer step `step`: a plain function; only the plateau has a state to restore."""
         if step < warmup_steps:
             return args.lr * (step + 1) / warmup_steps
         if args.schedule == "cosine":  # down to zero (Loshchilov and Hutter, "SGDR", 2017)
@@ -306,10 +303,11 @@ def train(args, saved):
         history, plateau_scale = saved["history"], saved["plateau_scale"]
         print("\n".join([f"resumed from {args.resume} at epoch {start_epoch}", *checkpoint.machine_changes(saved)]))
     checkpoint.start_folder(output, options)
-    if saved and not checkpoint.take_best_along(args.resume, saved, output) and history:
-        best, best_epoch, epochs_without_gain = history[-1][args.monitor], start_epoch - 1, 0
-        print(f"warning: best.pt of the epochs before {start_epoch} is gone: {args.resume} stands in for it")
     if history:
+        print("\n".join(checkpoint.set_aside_later_epochs(saved, output)))
+        if not checkpoint.take_best_along(args.resume, saved, output):
+            best, best_epoch, epochs_without_gain = history[-1][args.monitor], start_epoch - 1, 0
+            print(f"best.pt of the epochs before {start_epoch} is not there any more: {args.resume} is best.pt for now")
         checkpoint.write_csv(history, output / "history.csv")
 
     def state_to_save(next_epoch):
@@ -329,11 +327,10 @@ def train(args, saved):
     network = nn.DataParallel(model) if gpus > 1 else model
 
     # ---- 10 the loop -------------------------------------------------------------------------------------------------
-    size, resize_size = preprocessing["image_size"], preprocessing["resize_size"]
-    interpolation = preprocessing["interpolation"]
+    size, resize_size, interpolation = (preprocessing[k] for k in ("image_size", "resize_size", "interpolation"))
     mean, std = (torch.tensor(preprocessing[k], device=device).view(3, 1, 1) for k in ("mean", "std"))
     augment = data.train_transform(size, args.augment, interpolation, resize_size)
-    train_images = data.ImageList(images.splits["train"], augment, args.seed, size=2 * size)
+    train_images = data.ImageList(images.splits["train"], augment, args.seed, size=2 * size)  # twice: room for crops
     train_loader = data.make_loader(train_images, order, args.workers, pin_memory=device.type == "cuda")
 
     def loader_of(split):
@@ -356,17 +353,20 @@ def train(args, saved):
     print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
           f"{freeze.group_table(model, head, args.lr, args.backbone_lr_scale)}\n")
 
+    if start_epoch >= args.epochs:
+        print(f"all {start_epoch} epochs are done; to train longer, give more --epochs")
     for epoch in range(start_epoch, args.epochs):
         if args.patience and epochs_without_gain >= args.patience:
             print(f"stopped early: no better {args.monitor} for {epochs_without_gain} epochs")
             break
         if epoch in thaws:
-            checkpoint.save(state_to_save(epoch), output, name=f"before_unfreeze_{epoch}.pt")  # the way back
+            if not (output / f"before_unfreeze_{epoch}.pt").exists():  # the way back; stays as it is when used
+                checkpoint.save(state_to_save(epoch), output, name=f"before_unfreeze_{epoch}.pt")
             print(f"thaw: {thaws[epoch]}, {freeze.thaw(model, thaws[epoch], head):,} parameters")
 
         freeze.train_mode(network)  # model.train(), and eval() on every frozen part: no running statistics move there
         order.epoch, step = epoch, epoch * steps_per_epoch
-        way_out = f"--lr {args.lr / 2:g}" + (f" --resume {output}/last.pt" if epoch else "")
+        again = f"python train_classifier.py --resume {output}/last.pt" if epoch else "the same command with"
         seen = 0
         loss_sum, hits, norm_sum = (torch.zeros((), device=device) for _ in range(3))
         started = time.perf_counter()
@@ -385,11 +385,11 @@ def train(args, saved):
             loss_sum += loss.detach() * len(y)  # stays on the device: .item() here would wait for it at every step
             hits += (logits.detach().argmax(1) == y).sum()
             if (i + 1) % args.accumulate and i + 1 < len(batch_sizes):
-                continue
+                continue  # not yet the last batch of this optimizer step
 
             if args.l1:
                 scaler.scale(args.l1 * losses.l1_penalty(model)).backward()
-            scaler.unscale_(optimizer)
+            scaler.unscale_(optimizer)  # nothing to do unless in fp16
             trained = [p for p in model.parameters() if p.grad is not None]
             norm = nn.utils.get_total_norm([p.grad for p in trained])
             if args.clip_grad:
@@ -399,18 +399,18 @@ def train(args, saved):
             scaler.step(optimizer)  # passes over this step if fp16 has overflowed
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            norm_sum += norm.nan_to_num(0, 0, 0)
+            norm_sum += norm.nan_to_num(0, 0, 0)  # infinite where fp16 has overflowed
             step += 1
             if step % args.log_every == 0 or i + 1 == len(batch_sizes):
                 train_loss = loss_sum.item() / seen
                 bar.set_postfix_str(f"loss {train_loss:.4f}, {seen / (time.perf_counter() - started):.0f} images/s")
-                losses.check_finite(train_loss, f"training loss of epoch {epoch}", way_out)
+                losses.check_finite(train_loss, f"training loss of epoch {epoch}", f"{again} --lr {args.lr / 2:g}")
         train_seconds = time.perf_counter() - started
 
         outputs, labels = evaluate(val_loader, amp_dtype)
         confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes))
         scores = {"val_loss": criterion(outputs, labels).item()}
-        losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", way_out)
+        losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", f"{again} --lr {args.lr / 2:g}")
         scores |= {f"val_{name}": value for name, value in metrics.scores(confusion).items()}
         seconds = time.perf_counter() - started
         history.append({"epoch": epoch, "train_loss": train_loss, "train_accuracy": hits.item() / seen, **scores,
@@ -454,6 +454,8 @@ def list_layers(args):
     head = freeze.find_head(model)
     freeze.freeze(model, args.freeze, head)
     print(freeze.group_table(model, head, args.lr, args.backbone_lr_scale))
+    for epoch, names in freeze.plan_thaws(args.unfreeze).items():
+        print(f"epoch {epoch}: {freeze.thaw(model, names, head):,} parameters thaw ({names})")
 
 
 def main(argv=None):

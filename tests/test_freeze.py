@@ -49,7 +49,6 @@ def test_layer_groups(name, groups):
     ("none", lambda n: False),
     ("backbone", lambda n: not n.startswith("fc.")),
     ("all", lambda n: not n.startswith("fc.")),  # the head is never frozen
-    ("fc", lambda n: False),
     ("layer1", lambda n: n.startswith("layer1.")),
     ("conv1", lambda n: n == "conv1.weight"),  # and not layer4.0.conv1
     ("conv1, layer4.1.bn2", lambda n: n == "conv1.weight" or n.startswith("layer4.1.bn2.")),
@@ -63,6 +62,24 @@ def test_layer_groups(name, groups):
 def test_freeze_spec(resnet, spec, expected):
     freeze.freeze(resnet, spec, "fc")
     assert frozen(resnet) == {n for n, _ in resnet.named_parameters() if expected(n)}
+
+
+def test_the_head_alone_is_refused(resnet):
+    for spec in ("fc", "fc.*"):
+        with pytest.raises(freeze.FreezeError, match="is the head fc, which always trains"):
+            freeze.freeze(resnet, spec, "fc")
+
+
+def test_the_example_at_the_top_runs(monkeypatch, capsys):
+    """freeze.py copied alone: its own example, without the download."""
+    monkeypatch.setattr(torchvision.models, "resnet18", lambda weights, make=torchvision.models.resnet18: make())
+    example = "\n".join(line[4:] for line in freeze.__doc__.splitlines() if line.startswith("    "))
+    names = {"torch": torch, "torchvision": torchvision, "nn": nn, **vars(freeze)}
+    exec(example, names)
+    assert frozen(names["model"]) == {n for n, _ in names["model"].named_parameters() if not n.startswith(("fc.", "layer4."))}
+    assert {g["lr"] for g in names["optimizer"].param_groups} == {1e-3, 1e-4}
+    assert names["model"].layer4.training and not names["model"].layer3.training
+    assert "1,026" in capsys.readouterr().out
 
 
 def test_a_prefix_is_no_substring():
@@ -149,7 +166,8 @@ def test_requires_grad_alone_would_not_freeze_a_batchnorm(resnet):
 
 def test_param_groups_decay_no_bias_and_no_norm(resnet):
     freeze.freeze(resnet, "backbone", "fc")
-    groups = freeze.param_groups(resnet, "fc", weight_decay=0.1, backbone_lr_scale=0.25)
+    groups = freeze.param_groups(resnet, "fc", 0.5, weight_decay=0.1, backbone_lr_scale=0.25)
+    assert all(g["lr"] == 0.5 * g["lr_scale"] for g in groups)
     settings = {id(p): (g["weight_decay"], g["lr_scale"]) for g in groups for p in g["params"]}
     assert len(settings) == sum(len(g["params"]) for g in groups) == len(list(resnet.parameters()))
     for name, module in resnet.named_modules():  # another route than the number of dimensions: the type of the layer
@@ -161,7 +179,7 @@ def test_param_groups_decay_no_bias_and_no_norm(resnet):
 def test_param_groups_decay_no_tokens_and_no_embeddings():
     for name in ("vit_b_32", "swin_t", "convnext_tiny"):
         model = torchvision.models.get_model(name, num_classes=2)
-        decayed = {id(p) for g in freeze.param_groups(model, freeze.find_head(model), 0.1) if g["weight_decay"] for p in g["params"]}
+        decayed = {id(p) for g in freeze.param_groups(model, freeze.find_head(model), 1, 0.1) if g["weight_decay"] for p in g["params"]}
         expected = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
         expected |= {id(m.in_proj_weight) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
         assert decayed == expected

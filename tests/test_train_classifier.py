@@ -171,7 +171,7 @@ def test_going_back_before_a_thaw(train, weights, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "alone", ignore=shutil.ignore_patterns("best.pt"))
     capsys.readouterr()
     train_classifier.main(["--resume", str(tmp_path / "alone" / "last.pt"), "--epochs", "3", "--lr", "0"])
-    assert "last.pt stands in for it" in capsys.readouterr().out
+    assert "last.pt is best.pt for now" in capsys.readouterr().out
     assert read(tmp_path / "alone" / "last.pt")["best_epoch"] == 1
 
 
@@ -187,6 +187,14 @@ def test_going_back_in_the_same_folder_keeps_what_is_left_behind(train, weights)
         assert kept["epoch"] == behind[name]["epoch"] and not changed(kept["model"], behind[name]["model"])
     assert [row["epoch"] for row in history(run)] == ["0", "1"]
     assert read(run / "best.pt")["epoch"] in (1, 2)  # of the epochs of this run alone
+    # a second time: the way back is as it was, and what was kept is kept
+    kept = read(run / "last_until_4.pt")["model"]
+    train_classifier.main(["--resume", str(run / "before_unfreeze_1.pt")])
+    assert read(run / "last.pt")["epoch"] == 4 and read(run / "last.pt")["options"]["lr"] == 0.003
+    assert not changed(read(run / "last.pt")["model"], behind["last"]["model"])
+    assert not changed(read(run / "last_until_4.pt")["model"], kept)
+    train_classifier.main(["--resume", str(run / "before_unfreeze_1.pt"), "--epochs", "4", "--lr", "0"])
+    assert not changed(read(run / "last_until_4_2.pt")["model"], kept)
 
 
 # ---- what is saved
@@ -489,7 +497,7 @@ def test_a_run_that_diverges_saves_nothing_broken_and_says_how_to_go_on(train, e
     run = train(output=tmp_path / "run", **SGD | {"lr": 0.1})
     before = (run / "last.pt").read_bytes()
     error = error_of(train_classifier.main, ["--resume", str(run / "last.pt"), "--epochs", "5", "--lr", "1e30"])
-    assert "the training loss of epoch" in error and f"--lr 5e+29 --resume {run / 'last.pt'}" in error
+    assert "the training loss of epoch" in error and f"python train_classifier.py --resume {run / 'last.pt'} --lr 5e+29" in error
     assert (run / "last.pt").read_bytes() == before
 
 
