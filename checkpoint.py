@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import warnings
 from pathlib import Path
 
 import torch
@@ -115,25 +116,32 @@ def _sync_folder(folder):
 
 def load(path, script):
     """Read a checkpoint that the training script `script` (its name without .py) wrote. Raises CheckpointError."""
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         raise CheckpointError(f"{path} is a folder: give the file, such as {Path(path, 'last.pt')}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error below says what is wrong
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"no such checkpoint: {path}") from error
     except Exception as error:  # torch.load raises many kinds for files that are something else
-        raise CheckpointError(f"{path} is no checkpoint of this repository: it is damaged, or holds Python objects "
-                              "besides tensors and plain values; nothing in it was executed") from error
+        raise CheckpointError(f"{path} is no checkpoint of this repository: it is damaged, or something else, or holds "
+                              "Python objects besides tensors and plain values; nothing in it was executed") from error
     if not (isinstance(state, dict) and {"script", "model", "options"} <= state.keys()):
         raise CheckpointError(f"{path} holds no run, perhaps bare weights: start from them with --weights {path}")
     if state["script"] != script:
         raise CheckpointError(f"{path} was written by {state['script']}.py, not by {script}.py")
+    if lacking := {"build", "preprocessing", "optimizer", "rng", "epoch", "history"} - state.keys():
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(lacking))}: another version of the script wrote it; "
+                              f"start a new run from its weights, --weights {path}")
     return state
 
 
 def write_csv(rows, path):
     """Write a list of dicts with the same keys as a CSV file, replacing an earlier one in one step."""
     temporary = Path(f"{path}.tmp")
+    if Path(path).exists() and not (Path(path).is_file() and Path(path).suffix == ".csv"):
+        raise CheckpointError(f"{path} exists and is no .csv file: it was left as it is, give another name")
     try:
         # surrogateescape: a file name may hold any bytes
         with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -142,14 +150,33 @@ def write_csv(rows, path):
             writer.writerows(rows)
         os.replace(temporary, path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise CheckpointError(f"could not write {path} ({error.strerror})") from error
 
 
-def start_folder(folder, options):
-    """Make the run folder and write the options (a dict) to args.json in it."""
+def write_weights(state_dict, path):
+    """Write a bare state_dict to a new file; an existing file is never written over."""
+    try:
+        with open(path, "xb") as file:
+            torch.save(state_dict, file)
+    except FileExistsError as error:
+        raise CheckpointError(f"{path} exists: it was left as it is, give another name") from error
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+
+
+def write_json(options, path):
+    """Write a dict of plain values as a JSON file."""
+    try:
+        Path(path).write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"could not write {path} ({error.strerror})") from error
+
+
+def start_folder(folder):
+    """Make the run folder, so that one that cannot be made is an error before the training and not after it."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        Path(folder, "args.json").write_text(json.dumps(options, indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(f"cannot write into the run folder {folder} ({error.strerror}): "
                               "give another --output") from error

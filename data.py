@@ -50,8 +50,8 @@ def find_images(root, val_split=0.2):
     Raises DataError.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"no such folder: {root}" if not root.exists() else f"{root} is a file, not a folder")
+    if not os.path.isdir(root):
+        raise DataError(f"no such folder: {root}" if not os.path.exists(root) else f"{root} is a file, not a folder")
     ignored = Counter()
     folders = {"train": root}
     split_names = {*(name for names in SPLITS.values() for name in names), "training", "testing"}
@@ -103,8 +103,12 @@ def list_folder(folder, ignored=None):
     """Sorted paths of the pictures in a folder and all folders below it, by extension; hidden ones are left out.
     ignored: a Counter that takes the extensions of files that are no pictures.
     """
-    paths = []
+    paths, seen = [], set()
     for where, folders, files in os.walk(folder, followlinks=True):
+        if os.path.realpath(where) in seen:  # a link that leads back up
+            folders[:] = []
+            continue
+        seen.add(os.path.realpath(where))
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(f for f in files if not f.startswith(".")):
             if name.lower().endswith(EXTENSIONS):
@@ -188,9 +192,11 @@ def find_duplicates(images):
 
 
 def fingerprint(images):
-    """What is in which split and class, by file name, in a few words: the same when the folder has moved."""
-    names = [(s, images.classes[y], Path(p).name) for s, found in images.splits.items() for p, y in found]
-    sizes = ", ".join(f"{split} {len(found)}" for split, found in images.splits.items())
+    """What a run learns from, in a few words: which pictures are in train and val and in which class, by file name; the
+    same when the folder has moved. The test split may change, since nothing is learned from it.
+    """
+    names = [(s, images.classes[y], Path(p).name) for s in ("train", "val") for p, y in images.splits[s]]
+    sizes = ", ".join(f"{split} {len(images.splits[split])}" for split in ("train", "val"))
     return f"{sizes}, names {hashlib.sha256(ascii(names).encode()).hexdigest()[:8]}"
 
 
@@ -351,7 +357,7 @@ def batches(loader, skipped=None):
     for x, y, bad in loader:
         if bad and skipped is None:
             raise DataError(f"cannot read {bad[0].path} ({bad[0].reason}): put a good picture in its place, or remove "
-                            "it and start anew")
+                            "it (a run goes on with the same train and val pictures only)")
         if bad:
             skipped.extend(bad)
         if x is not None:

@@ -1,7 +1,7 @@
 """Draw a small folder of cats and dogs, so that there is something to train on before you have pictures of your own.
 
     python demo.py ./cats_and_dogs
-    python train_classifier.py --data ./cats_and_dogs --weights none --image-size 64 --epochs 8
+    python train_classifier.py --data ./cats_and_dogs --weights none --image-size 64 --epochs 8 --lr 0.001
 
 Writes train/, val/ and test/ with a folder per class: drawn faces of 96 x 96 pixels in any colour, place, size and
 tilt. A cat has pointed ears and whiskers, a dog hanging ears and a tongue. The same pictures on every run.
@@ -84,7 +84,7 @@ def main(argv=None):
     except OSError as error:
         parser.error(f"cannot draw into {folder}: {error}")
     print(f"drew {2 * sum(PER_CLASS.values())} pictures into {folder}; next: "
-          f"python train_classifier.py --data {folder} --weights none --image-size 64 --epochs 8")
+          f"python train_classifier.py --data {folder} --weights none --image-size 64 --epochs 8 --lr 0.001")
 
 
 if __name__ == "__main__":

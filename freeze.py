@@ -97,7 +97,7 @@ def select(model, spec, head):
             kind = nn.modules.conv._ConvNd if part == "conv" else nn.modules.batchnorm._BatchNorm
             layers = [name for name, module in model.named_modules() if isinstance(module, kind)]
             matched = [n for n in names if n.rpartition(".")[0] in layers]
-        elif part.startswith("to:"):
+        elif part.startswith("to:") and part != "to:":
             inside = [i for i, n in enumerate(names) if _under(n, part.removeprefix("to:"))]
             matched = names[: inside[-1] + 1] if inside else []
         elif any(c in part for c in "*?["):

@@ -67,15 +67,18 @@ def class_weights(spec, classes, counts):
     for part in spec.split(","):
         name, equals, value = part.strip().rpartition("=")
         if not equals:
-            raise LossError(f"class weights '{spec}' are neither 'balanced' nor like {classes[0]}=10,{classes[-1]}=1")
+            raise LossError(f"class weights '{spec}' are neither 'balanced' nor like {classes[0]}=10,{classes[-1]}=1"
+                            + (" (rename a class with a comma)" if any("," in c for c in classes) else ""))
         if name not in weights:
-            raise LossError(f"class weights name an unknown class '{name}'; the classes are {', '.join(classes)}")
+            raise LossError(f"class weights name an unknown class '{name}'; the classes are {', '.join(classes)}"
+                            + (" (rename a class with a comma)" if any("," in c for c in classes) else ""))
         try:
             weights[name] = float(value)
         except ValueError:
             raise LossError(f"the weight of class '{name}' is '{value}', which is not a number") from None
-        if not (math.isfinite(weights[name]) and weights[name] > 0):  # at zero, a batch of that class alone is 0 / 0
-            raise LossError(f"the weight of class '{name}' is {value}; it must be above zero")
+        # At zero, a batch of that class alone would be 0 / 0; what is too large for float32 would be infinite.
+        if not (math.isfinite(weights[name]) and 1e-30 < weights[name] < 1e30):
+            raise LossError(f"the weight of class '{name}' is {value}; it must be above zero, and finite")
     return torch.tensor(list(weights.values()))
 
 

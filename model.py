@@ -59,7 +59,7 @@ def load_pretrained(weights, name):
     enum = torchvision.models.get_model_weights(name)
     if weights.lower() == "none":
         return pretrained | _preset(enum.DEFAULT)
-    is_file = Path(weights).exists() or Path(weights).suffix in (".pt", ".pth") or os.sep in weights
+    is_file = os.path.exists(weights) or weights.endswith((".pt", ".pth")) or os.sep in weights
     if not is_file:
         owner, _, chosen = weights.rpartition(".")
         if chosen not in enum.__members__ or owner not in ("", enum.__name__):
@@ -76,13 +76,14 @@ def load_pretrained(weights, name):
 
     holder = read_file(weights)
     state_dict = next((holder[k] for k in ("model", "state_dict") if isinstance(holder.get(k), dict)), holder)
-    if not state_dict or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
-        raise ModelError(f"{weights} holds no weights: neither a bare state_dict nor one under 'model'")
+    if not state_dict or not all(isinstance(k, str) and _is_plain_tensor(v) for k, v in state_dict.items()):
+        raise ModelError(f"{weights} holds no weights: neither a bare state_dict nor one under 'model' or "
+                         f"'state_dict'; it holds {_some([str(k) for k in holder]) or 'nothing'}")
     # A file that torchvision published is known by its name, so its own preprocessing applies.
     for entry in enum:
         if Path(entry.url).name == Path(weights).name:
             pretrained |= _preset(entry) | {"imagenet_input": True}
-    if isinstance(holder.get("preprocessing"), dict):  # one of our checkpoints
+    if holder.get("script") == "train_classifier":  # one of our checkpoints
         pretrained |= holder["preprocessing"] | {"classes": holder.get("classes")}
         pretrained["imagenet_input"] = holder["build"]["options"].get("transform_input", False)
         if holder["build"]["name"] != name:
@@ -94,7 +95,9 @@ def load_pretrained(weights, name):
 def read_file(path):
     """Read a dict from a .pt/.pth file with `weights_only=True`: tensors and plain values, never code."""
     try:
-        holder = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the errors below say what is wrong
+            holder = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ModelError(f"no such file: {path}") from error
     except Exception as error:  # torch.load raises many kinds for files that are something else
@@ -105,6 +108,11 @@ def read_file(path):
     if not isinstance(holder, dict):
         raise ModelError(f"{path} holds a {type(holder).__name__}, not a state_dict")
     return holder
+
+
+def _is_plain_tensor(value):
+    return (isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+            and not value.is_quantized and not value.is_complex())
 
 
 def _preset(entry):
@@ -173,7 +181,7 @@ def load_weights(model, state_dict, head, same_classes=True):
     metadata = getattr(state_dict, "_metadata", {"": {"version": model._version}})
     state_dict = OrderedDict(state_dict)
     # `module.` stands before every key when a DataParallel model was saved, `_orig_mod.` for a compiled one.
-    for prefix in ("module.", "_orig_mod."):
+    for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # either may be around the other
         nn.modules.utils.consume_prefix_in_state_dict_if_present(state_dict, prefix)
     if isinstance(model, torchvision.models.DenseNet):  # published when module names could hold dots
         old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
@@ -185,12 +193,12 @@ def load_weights(model, state_dict, head, same_classes=True):
 
     own = model.state_dict()
     keys = [k for k in own if k.startswith(f"{head}.")]
-    if not any(k in state_dict for k in keys):
+    if not all(k in state_dict for k in keys):
         keep, said = False, f"head {head} is not in the file, it starts at random weights"
     elif not same_classes:
         keep, said = False, f"head {head} left out, it was trained for other classes"
-    elif any(k in state_dict and state_dict[k].shape != own[k].shape for k in keys):
-        outputs, wanted = len(state_dict[keys[0]]), len(own[keys[0]])
+    elif any(state_dict[k].shape != own[k].shape for k in keys):
+        outputs, wanted = (state_dict[keys[0]].shape + (1,))[0], len(own[keys[0]])
         keep, said = False, f"head {head} left out: the file's has {outputs} outputs, this task {wanted}"
     else:
         keep, said = True, f"head {head} kept, it fits"
@@ -199,6 +207,9 @@ def load_weights(model, state_dict, head, same_classes=True):
 
     wrong = [f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}" for k, v in state_dict.items()
              if k in own and v.shape != own[k].shape]
+    whole = [k for k, v in state_dict.items() if k in own and own[k].is_floating_point() > v.is_floating_point()]
+    if whole:
+        raise ModelError(f"the weights are no floating-point numbers: {_some(whole)}")
     infinite = [k for k, v in state_dict.items() if v.is_floating_point() and not v.float().isfinite().all()]
     if infinite:
         raise ModelError(f"the weights hold values that are not finite: {_some(infinite)}")
@@ -238,7 +249,7 @@ def check_image_size(model, size):
     """
     try:
         model(torch.zeros(1, 3, size, size))
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except (AssertionError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         way_out = "--batch-size 2 or more" if model.training else "another --image-size, such as 224"
         raise ModelError(f"{type(model).__name__} cannot take {'a single image' if model.training else 'images'} of "

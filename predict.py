@@ -51,7 +51,7 @@ def list_pictures(arguments, classes):
         if not matches:
             raise data.DataError(f"no such picture, folder or glob: {argument}")
         for match in matches:
-            if os.path.isfile(match):
+            if not os.path.isdir(match):  # a dangling link too: it is named when it is decoded
                 found.setdefault(match, -1)
                 continue
             inside = data.list_folder(match)
@@ -69,10 +69,7 @@ def predict(args):
     state = checkpoint.load(args.checkpoint, script="train_classifier")
     classes, preprocessing = state["classes"], state["preprocessing"]
     if args.weights_only:
-        try:
-            torch.save(state["model"], args.weights_only)
-        except (OSError, RuntimeError) as error:
-            raise checkpoint.CheckpointError(f"cannot write {args.weights_only}: {error}") from error
+        checkpoint.write_weights(state["model"], args.weights_only)
         options = {"num_classes": len(classes)} | state["build"]["options"]
         arguments = ", ".join(f"{name}={value}" for name, value in options.items())
         print(f"wrote {args.weights_only}, a state_dict for torchvision.models.{state['build']['name']}({arguments})")
@@ -85,17 +82,22 @@ def predict(args):
             return 0
 
     model = build(state["build"]["name"], num_classes=len(classes), **state["build"]["options"])
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise ModelError(f"{args.checkpoint}: its weights do not fit its network, {state['build']['name']}") from error
     available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(available if args.device == "auto" else args.device)
         model.to(device, memory_format=torch.channels_last).eval()
-    except (RuntimeError, AssertionError) as error:
+    except Exception as error:  # torch raises many kinds for devices that it does not have
         raise ModelError(f"--device {args.device} cannot be used here: try --device {available}") from error
     precision = auto_precision(model, device)[0] if args.amp == "auto" else args.amp
     amp_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[precision]
 
     listed = list_pictures(args.pictures, classes)
+    if args.csv and os.path.exists(args.csv) and Path(args.csv).suffix != ".csv":
+        raise checkpoint.CheckpointError(f"--csv {args.csv} exists and is no .csv file: give another name")
     size = preprocessing["image_size"]
     transform = data.eval_transform(size, preprocessing["interpolation"], preprocessing["resize_size"])
     # The "label" that the loader hands on is the picture's place in the list, since bad pictures drop out of a batch.
@@ -115,7 +117,7 @@ def predict(args):
             good += places.tolist()
 
     for path, reason in bad:
-        print(f"cannot read {path} ({reason}): passed over", file=sys.stderr)
+        print(" ".join(f"cannot read {path} ({reason}): passed over".splitlines()), file=sys.stderr)
     labels = torch.tensor([label for _, label in listed])
     rows = []
     for place in good:
@@ -127,8 +129,6 @@ def predict(args):
         rows.append(row)
     if rows:
         cells = [list(rows[0]), *([f"{v:.4f}" if isinstance(v, float) else v for v in row.values()] for row in rows)]
-        # a file name may hold bytes that cannot be printed
-        cells = [[cell.encode(errors="replace").decode() for cell in line] for line in cells]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for line in cells:
             print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -142,6 +142,8 @@ def predict(args):
 
 
 def main(argv=None):
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
     parser = build_parser()
     args = parser.parse_args(argv)
     if not (args.pictures or args.weights_only):
@@ -154,7 +156,7 @@ def main(argv=None):
     try:
         status = predict(args)
     except (checkpoint.CheckpointError, data.DataError, ModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error: " + " ".join(str(error).splitlines()), file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         status = 130

@@ -9,8 +9,8 @@
 --data holds train/ and val/ (and test/), or is one folder to be split; in them one folder of pictures per class. What
 comes out lies in --output: best.pt and last.pt, history.csv (one row per epoch), args.json, the predictions.
 
-Errors are one line, exit status 2: folders without classes, classes that differ between the splits, a picture that
-cannot be read, weights that do not fit or cannot be had, a layer name that matches nothing, a run that diverged.
+Errors are one line, exit status 2: folders without classes or with different ones, a picture that cannot be read,
+weights that do not fit or cannot be had, a layer name that matches nothing, a run that diverged.
 """
 
 import argparse
@@ -41,14 +41,13 @@ MAY_CHANGE = {"data", "epochs", "lr", "backbone_lr_scale", "weight_decay", "pati
               "output", "resume", "log_every", "batch_size", "accumulate"}
 
 
-def number(kind, low, high=math.inf):
+def number(kind, low, high=10**9):
     """An argparse type: an int or float from low to high."""
 
     def parse(text):
         value = kind(text)
-        if not (low <= value <= high and math.isfinite(value)):
-            bounds = f"{low} or more" if high == math.inf else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {bounds}")
+        if not low <= value <= high:  # true for nan as well
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be from {low:g} to {high:g}")
         return value
 
     parse.__name__ = kind.__name__  # argparse names it when the text is no number at all
@@ -66,8 +65,7 @@ def build_parser():
         help="share of each class that is set aside where there is no val/ (default %(default)s)")
     add("--image-size", type=number(int, 1), metavar="N",
         help="pixels (default: the evaluation size of the weights; 224 for a bare local file)")
-    add("--augment", choices=["none", "standard"], default="standard",
-        help="standard: a random crop and a horizontal flip (default)")
+    add("--augment", choices=["none", "standard"], default="standard", help="standard: random crop and flip (default)")
     add("-b", "--batch-size", type=number(int, 1), default=32, metavar="N",
         help="pictures per batch (default %(default)s)")
     add("-j", "--workers", type=number(int, 0), default=min(4, os.cpu_count() or 1), metavar="N",
@@ -171,11 +169,10 @@ def read_arguments(argv):
     ):
         if getattr(args, option) is None:
             setattr(args, option, default)
-    if not args.output:
-        args.output = time.strftime("runs/train_classifier/%Y-%m-%d_%H-%M-%S")
-        args.output += f"-{os.getpid()}" if Path(args.output).exists() else ""
+    # Two runs may start in the same second: the process number keeps them apart.
+    args.output = args.output or time.strftime(f"runs/train_classifier/%Y-%m-%d_%H-%M-%S_{os.getpid()}")
     elsewhere = saved is None or Path(args.output).resolve() != file.resolve().parent
-    if elsewhere and Path(args.output, "last.pt").exists():
+    if elsewhere and os.path.isdir(args.output) and any(Path(args.output).glob("*.pt")):
         parser.error(f"{args.output} already holds a run: go on with it by --resume {args.output}/last.pt, or give "
                      "another --output")
     return args, saved
@@ -186,8 +183,8 @@ def train(args, saved):
     available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(available if args.device == "auto" else args.device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # torch raises many kinds for devices that it does not have
         raise ModelError(f"--device {args.device} cannot be used here: try --device {available}") from error
     gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
     torch.manual_seed(args.seed)  # for the new head's weights and for dropout
@@ -217,7 +214,6 @@ def train(args, saved):
         new_head = nn.Linear(old_head.in_features, len(classes), bias=old_head.bias is not None)
     model.set_submodule(head, new_head)
     check_image_size(model.eval(), preprocessing["image_size"])
-
     if saved:
         model.load_state_dict(saved["model"])
     elif pretrained["state_dict"]:
@@ -232,7 +228,7 @@ def train(args, saved):
     thaws = freeze.plan_thaws(args.unfreeze, past, start_epoch)
     for epoch, names in thaws.items():
         freeze.select(model, names, head)  # a misspelt name is an error now, not hours later
-        if epoch >= args.epochs:
+        if epoch >= max(args.epochs, start_epoch):
             raise freeze.FreezeError(f"--unfreeze {epoch}:{names} never happens: the last epoch is {args.epochs - 1}")
         if epoch < start_epoch:
             freeze.thaw(model, names, head)
@@ -302,9 +298,10 @@ def train(args, saved):
         best, best_epoch, epochs_without_gain = saved["best"], saved["best_epoch"], saved["epochs_without_gain"]
         history, plateau_scale = saved["history"], saved["plateau_scale"]
         print("\n".join([f"resumed from {args.resume} at epoch {start_epoch}", *checkpoint.machine_changes(saved)]))
-    checkpoint.start_folder(output, options)
+    checkpoint.start_folder(output)
     if history:
-        print("\n".join(checkpoint.set_aside_later_epochs(saved, output)))
+        for line in checkpoint.set_aside_later_epochs(saved, output):
+            print(line)
         if not checkpoint.take_best_along(args.resume, saved, output):
             best, best_epoch, epochs_without_gain = history[-1][args.monitor], start_epoch - 1, 0
             print(f"best.pt of the epochs before {start_epoch} is not there any more: {args.resume} is best.pt for now")
@@ -360,8 +357,8 @@ def train(args, saved):
             print(f"stopped early: no better {args.monitor} for {epochs_without_gain} epochs")
             break
         if epoch in thaws:
-            if not (output / f"before_unfreeze_{epoch}.pt").exists():  # the way back; stays as it is when used
-                checkpoint.save(state_to_save(epoch), output, name=f"before_unfreeze_{epoch}.pt")
+            if not (way_back := output / f"before_unfreeze_{epoch}.pt").exists():  # stays as it is when used
+                checkpoint.save(state_to_save(epoch), output, name=way_back.name)
             print(f"thaw: {thaws[epoch]}, {freeze.thaw(model, thaws[epoch], head):,} parameters")
 
         freeze.train_mode(network)  # model.train(), and eval() on every frozen part: no running statistics move there
@@ -427,6 +424,7 @@ def train(args, saved):
                 plateau_scale *= args.gamma
         checkpoint.save(state_to_save(epoch + 1), output, best=is_best)
         checkpoint.write_csv(history, output / "history.csv")
+        checkpoint.write_json(options, output / "args.json")
         print(f"epoch {epoch:3d}  train_loss {train_loss:.4f}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items())
               + f"  lr {history[-1]['lr']:.1e}  {seconds:.1f} s{'  best' if is_best else ''}", flush=True)
 
@@ -459,6 +457,8 @@ def list_layers(args):
 
 
 def main(argv=None):
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may hold what a terminal cannot show
     args = None
     try:
         args, saved = read_arguments(argv)
@@ -467,7 +467,7 @@ def main(argv=None):
         else:
             train(args, saved)
     except (checkpoint.CheckpointError, data.DataError, freeze.FreezeError, losses.LossError, ModelError) as error:
-        tqdm.write(f"error: {error}", file=sys.stderr)  # clears the bar first
+        tqdm.write("error: " + " ".join(str(error).splitlines()), file=sys.stderr)  # clears the bar first
         sys.exit(2)
     except KeyboardInterrupt:
         last = Path(args.output, "last.pt") if args else None

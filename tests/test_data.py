@@ -60,6 +60,13 @@ def test_walks_down_and_passes_over_what_is_no_picture(tmp_path):
     assert "passed over what is no picture or split: 1 .db, 1 .txt" in data.describe(images)
 
 
+def test_links_that_lead_back_up(tmp_path):
+    draw_folder(tmp_path, train=2, val=1)
+    for name in ("again", "twice"):
+        os.symlink(tmp_path / "train/cat", tmp_path / "train/cat" / name)
+    assert data.counts(data.find_images(tmp_path), "train") == [2, 2]
+
+
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
 def test_names_of_the_validation_folder(tmp_path, name):
     images = data.find_images(draw_folder(tmp_path, train=3, **{name: 2}))

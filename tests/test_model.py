@@ -92,7 +92,9 @@ class Payload:
 
 @pytest.mark.parametrize("content, words", [
     (None, "no such file"), (b"", "not a file that torch.save wrote"), (b"GIF89a nothing", "not a file that torch.save wrote"),
-    ([1, 2], "holds a list, not a state_dict"), ({"epoch": 3}, "holds no weights"), ({}, "holds no weights"),
+    ([1, 2], "holds a list, not a state_dict"), ({"epoch": 3}, "holds no weights.*it holds epoch"), ({}, "holds nothing"),
+    ({1: torch.ones(1)}, "holds no weights"), ({"model_state_dict": {}}, "it holds model_state_dict"),
+    ({"w": torch.ones(1).to_sparse()}, "holds no weights"), ({"w": torch.ones(1, dtype=torch.complex64)}, "holds no weights"),
 ])
 def test_files_that_hold_no_weights(tmp_path, content, words):
     file = tmp_path / "x.pth"
@@ -135,7 +137,7 @@ def test_a_head_that_fits_is_kept(weights):
     assert said == "head fc kept, it fits" and not changed(state_dict, net.state_dict())
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
 def test_wrapped_models_load(weights, prefix):
     state_dict = torch.load(weights, weights_only=True)
     net, _ = load({prefix + k: v for k, v in state_dict.items()}, num_classes=7)
@@ -151,6 +153,12 @@ def test_a_mismatch_lists_keys(weights):
         load(state_dict | {"extra": torch.ones(1)}, num_classes=7)
     with pytest.raises(ModelError, match=r"of another shape: conv1.0.weight \(1,\) instead of \(24, 3, 3, 3\)"):
         load(state_dict | {"conv1.0.weight": torch.ones(1)}, num_classes=7)
+    with pytest.raises(ModelError, match="no floating-point numbers: conv1.0.weight"):
+        load(state_dict | {"conv1.0.weight": torch.ones(24, 3, 3, 3, dtype=torch.int8)}, num_classes=7)
+    for odd in ({"fc.weight": torch.ones(())}, {"fc.bias": torch.ones(1000)}):
+        assert "left out" in load(state_dict | odd, num_classes=7)[1]
+    without = {k: v for k, v in state_dict.items() if k != "fc.weight"}
+    assert "not in the file" in load(without, num_classes=7)[1]
     with pytest.raises(ModelError, match="not finite: conv1.0.weight"):
         load(state_dict | {"conv1.0.weight": torch.full((24, 3, 3, 3), torch.nan)}, num_classes=7)
 

@@ -97,6 +97,35 @@ def test_bad_input(run, error_of, argv, words):
     assert words in error_of(predict.main, ["--checkpoint", str(run / "best.pt"), *argv])
 
 
+def test_nothing_is_written_over(run, pictures, tmp_path, error_of):
+    """--csv with its name forgotten takes the first picture for it; --weights-only a checkpoint."""
+    shutil.copytree(pictures / "val", tmp_path / "val")
+    picture = tmp_path / "val/cat/cat.0.png"
+    before = picture.read_bytes(), (run / "best.pt").read_bytes(), (run / "last.pt").read_bytes()
+    argv = ["--checkpoint", str(run / "best.pt"), str(pictures / "val")]
+    assert "is no .csv file" in error_of(predict.main, [*argv, "--csv", str(picture)])
+    assert "is no .csv file" in error_of(predict.main, [*argv, "--csv", "/dev/null"])
+    for name in ("best.pt", "last.pt"):
+        assert "exists: it was left as it is" in error_of(predict.main, [*argv, "--weights-only", str(run / name)])
+    assert before == (picture.read_bytes(), (run / "best.pt").read_bytes(), (run / "last.pt").read_bytes())
+
+
+def test_a_dangling_link_is_an_unreadable_picture(run, pictures, tmp_path, capsys):
+    os.symlink(tmp_path / "nowhere", tmp_path / "x.png")
+    shutil.copy(pictures / "val/cat/cat.0.png", tmp_path / "y.png")
+    capsys.readouterr()
+    assert call("--checkpoint", run / "best.pt", f"{tmp_path}/*.png") == 1
+    captured = capsys.readouterr()
+    assert "x.png" in captured.err and "y.png" in captured.out
+
+
+def test_a_checkpoint_that_lacks_something(run, error_of, tmp_path, pictures):
+    state = read(run / "best.pt")
+    del state["build"]
+    torch.save(state, tmp_path / "x.pt")
+    assert "lacks build" in error_of(predict.main, ["--checkpoint", str(tmp_path / "x.pt"), str(pictures)])
+
+
 def test_a_folder_without_pictures(run, error_of, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds no pictures" in error_of(predict.main, ["--checkpoint", str(run / "best.pt"), str(tmp_path / "empty")])

@@ -147,7 +147,7 @@ def test_resume_may_change_some_options_and_refuses_the_others(train, weights, e
     assert "what thawed before epoch 2 cannot be changed: that was 1:stage4" in resume("--unfreeze", "1:conv5", "--epochs", 3)
     other = draw_folder(tmp_path / "other", train=3, val=1)
     words = resume("--data", other)
-    assert "other pictures (train 6, val 2, " in words and "started with (train 20, val 8, test 6, " in words
+    assert "other pictures (train 6, val 2, " in words and "started with (train 20, val 8, " in words
     second = train()
     assert "already holds a run" in resume("--output", second)
     assert last.read_bytes() == before
@@ -434,6 +434,11 @@ def test_warnings(train, tmp_path, capsys):
     ({"weights": "README"}, "has no weights 'README'"),
     ({"lr": -1}, "argument --lr: -1 is out of range"),
     ({"lr": "nan"}, "argument --lr: nan is out of range"),
+    ({"lr": "inf"}, "argument --lr: inf is out of range: it must be from 0 to 1e+09"),
+    ({"epochs": "1" + "0" * 400}, "argument --epochs: 1000"),
+    ({"freeze": "to:"}, "'to:' matches no layer"),
+    ({"freeze": "fc"}, "'fc' is the head fc, which always trains"),
+    ({"device": "meta"}, "--device meta cannot be used here"),
     ({"lr": "fast"}, "argument --lr: invalid float value: 'fast'"),
     ({"batch_size": 0}, "argument -b/--batch-size: 0 is out of range"),
     ({"epochs": 0}, "argument --epochs: 0 is out of range"),
@@ -493,11 +498,20 @@ def test_a_damaged_picture_ends_the_run_and_the_saved_state_stays(train, error_o
     assert (run / "last.pt").read_bytes() == before
 
 
+def test_a_damaged_test_picture_may_be_removed(train, error_of, tmp_path):
+    root = draw_folder(tmp_path / "data", train=4, val=2, test=2)
+    (root / "test/cat/cat.0.png").write_bytes(b"")
+    assert "test/cat/cat.0.png" in error_of(train, data=root, output=tmp_path / "run")
+    (root / "test/cat/cat.0.png").unlink()
+    train_classifier.main(["--resume", str(tmp_path / "run" / "last.pt")])
+    assert (tmp_path / "run" / "test_predictions.csv").read_text().count("\n") == 4
+
+
 def test_a_run_that_diverges_saves_nothing_broken_and_says_how_to_go_on(train, error_of, tmp_path):
     run = train(output=tmp_path / "run", **SGD | {"lr": 0.1})
     before = (run / "last.pt").read_bytes()
-    error = error_of(train_classifier.main, ["--resume", str(run / "last.pt"), "--epochs", "5", "--lr", "1e30"])
-    assert "the training loss of epoch" in error and f"python train_classifier.py --resume {run / 'last.pt'} --lr 5e+29" in error
+    error = error_of(train_classifier.main, ["--resume", str(run / "last.pt"), "--epochs", "5", "--lr", "1e9"])
+    assert "the training loss of epoch" in error and f"python train_classifier.py --resume {run / 'last.pt'} --lr 5e+08" in error
     assert (run / "last.pt").read_bytes() == before
 
 
