@@ -117,7 +117,7 @@ def build_parser():
     add("--clip-grad", type=number(float, 0), default=0.0, metavar="NORM", help="longest gradient (default: any)")
 
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=number(int, 1), default=10, metavar="N", help="(default %(default)s)")
+    add("--epochs", type=number(int, 1), default=15, metavar="N", help="(default %(default)s)")
     add("--monitor", choices=["val_loss", "val_accuracy", "val_macro_f1"], default="val_accuracy",
         help="what chooses best.pt and stops early (default %(default)s)")
     add("--patience", type=number(int, 0), default=0, metavar="N",
