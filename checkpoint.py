@@ -137,11 +137,16 @@ def load(path, script):
     return state
 
 
-def write_csv(rows, path):
-    """Write a list of dicts with the same keys as a CSV file, replacing an earlier one in one step."""
-    temporary = Path(f"{path}.tmp")
+def refuse_other_files(path):
+    """Raise CheckpointError if `path` exists and is something else than a .csv file, which must not be written over."""
     if Path(path).exists() and not (Path(path).is_file() and Path(path).suffix == ".csv"):
         raise CheckpointError(f"{path} exists and is no .csv file: it was left as it is, give another name")
+
+
+def write_csv(rows, path):
+    """Write a list of dicts with the same keys as a CSV file, replacing an earlier one in one step."""
+    refuse_other_files(path)
+    temporary = Path(f"{path}.tmp")
     try:
         # surrogateescape: a file name may hold any bytes
         with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:

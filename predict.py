@@ -96,13 +96,13 @@ def predict(args):
     amp_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[precision]
 
     listed = list_pictures(args.pictures, classes)
-    if args.csv and os.path.exists(args.csv) and Path(args.csv).suffix != ".csv":
-        raise checkpoint.CheckpointError(f"--csv {args.csv} exists and is no .csv file: give another name")
+    if args.csv:
+        checkpoint.refuse_other_files(args.csv)  # now, and not after all the predicting
     size = preprocessing["image_size"]
     transform = data.eval_transform(size, preprocessing["interpolation"], preprocessing["resize_size"])
     # The "label" that the loader hands on is the picture's place in the list, since bad pictures drop out of a batch.
-    places = [(path, place) for place, (path, _) in enumerate(listed)]
-    pictures = data.ImageList(places, transform, size=2 * size)
+    numbered = [(path, place) for place, (path, _) in enumerate(listed)]
+    pictures = data.ImageList(numbered, transform, size=2 * size)
     order = data.SeededBatches(len(listed), args.batch_size)
     workers = args.workers if len(listed) > args.batch_size else 0  # starting processes costs more than one batch
     loader = data.make_loader(pictures, order, workers)
@@ -119,10 +119,11 @@ def predict(args):
     for path, reason in bad:
         print(" ".join(f"cannot read {path} ({reason}): passed over".splitlines()), file=sys.stderr)
     labels = torch.tensor([label for _, label in listed])
+    labelled = bool((labels >= 0).all())
     rows = []
     for place in good:
         values, guesses = probabilities[place].topk(min(args.top_k, len(classes)))
-        row = {"file": listed[place][0]} | ({"truth": classes[labels[place]]} if (labels >= 0).all() else {})
+        row = {"file": listed[place][0]} | ({"truth": classes[labels[place]]} if labelled else {})
         for rank, (value, guess) in enumerate(zip(values.tolist(), guesses.tolist(), strict=True), start=1):
             ending = "" if rank == 1 else f"_{rank}"
             row |= {f"prediction{ending}": classes[guess], f"probability{ending}": value}
@@ -134,7 +135,7 @@ def predict(args):
             print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
         if args.csv:
             checkpoint.write_csv(rows, args.csv)
-        if (labels >= 0).all():
+        if labelled:
             confusion = metrics.confusion_matrix(probabilities[good].argmax(1), labels[good], len(classes))
             print(f"\naccuracy {metrics.scores(confusion)['accuracy']:.4f} on {len(good)} pictures")
             print(metrics.report(confusion, classes))
