@@ -2,7 +2,7 @@
 
     save(state, "runs/a", best=True)            # writes last.pt, and best.pt as the same file
     state = load("runs/a/last.pt", "train")     # tensors and plain values only, never code
-    options = resume_options(typed, state["options"], may_change)
+    args, state = resume_arguments(args, typed, "train", may_change)
 
 This file needs torch alone and can be copied into any project.
 """
@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import time
 import warnings
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def load(path, script):
         raise CheckpointError(f"{path} holds no run, perhaps bare weights: start from them with --weights {path}")
     if state["script"] != script:
         raise CheckpointError(f"{path} was written by {state['script']}.py, not by {script}.py")
-    if lacking := {"build", "preprocessing", "optimizer", "rng", "epoch", "history"} - state.keys():
+    if lacking := {"build", "hidden", "preprocessing", "optimizer", "rng", "epoch", "history"} - state.keys():
         raise CheckpointError(f"{path} lacks {', '.join(sorted(lacking))}: another version of the script wrote it; "
                               f"start a new run from its weights, --weights {path}")
     return state
@@ -190,30 +191,46 @@ def start_folder(folder):
 # ---- options of a resumed run
 
 
-def typed_options(parser, argv):
-    """The options that stand on the command line, as a dict: those left at their default are not in it. (argparse
-    itself does not tell the two apart; but it leaves alone what a namespace already holds.)
+def resume_arguments(args, typed, script, may_change):
+    """Complete the options `args` of a training script (its name without .py) by --resume and --output.
+
+    typed: those of the options that stand on the command line. may_change: the names of what a resumed run may change.
+    Returns the options and the checkpoint of the run that is resumed, else None: `--resume FILE` goes on from FILE, and
+    a bare `--resume` from the --output folder's last.pt if there is one, so that the same command starts a run and goes
+    on with it. What was not typed then comes from the checkpoint. Raises CheckpointError.
     """
-    untyped = object()
-    blank = argparse.Namespace(**{a.dest: untyped for a in parser._actions})
-    # An option that appends would append to the marker; with None it starts a list of its own.
-    for action in parser._actions:
-        if isinstance(action, argparse._AppendAction):
-            setattr(blank, action.dest, None)
-    typed = vars(parser.parse_args(argv, blank))
-    return {name: value for name, value in typed.items() if value is not untyped and value is not None}
+    saved, file = None, Path(args.resume or Path(args.output or "", "last.pt"))
+    if args.resume == "" and not args.output:
+        raise CheckpointError("--resume without a file needs --output, the folder of the run to go on with")
+    if args.resume or args.resume == "" and file.exists():
+        saved = load(file, script)
+        args = argparse.Namespace(**vars(args) | resume_options(typed, saved["options"], may_change))
+        args.resume, args.output = str(file), typed.get("output", str(file.parent))
+    # Two runs may start in the same second: the process number keeps them apart.
+    args.output = args.output or time.strftime(f"runs/{script}/%Y-%m-%d_%H-%M-%S_{os.getpid()}")
+    elsewhere = saved is None or Path(args.output).resolve() != file.resolve().parent
+    if elsewhere and os.path.isdir(args.output) and any(Path(args.output).glob("*.pt")):
+        raise CheckpointError(f"{args.output} already holds a run: go on with it by --resume {args.output}/last.pt, or "
+                              "give another --output")
+    return args, saved
 
 
 def resume_options(typed, saved, may_change):
     """The options of a resumed run: the saved ones, overridden by those typed. Raises CheckpointError, with both
-    values, for a typed option that differs and is not in `may_change`.
+    values, for a typed option that differs and is not in `may_change`; batch size and accumulation may, as long as
+    their product stays.
     """
     for name, value in typed.items():
         if name in saved and name not in may_change and saved[name] != value:
             option = "--" + name.replace("_", "-")
             raise CheckpointError(f"{option} is {value} but the run was started with {saved[name]}: leave it out to go "
                                   "on, or start a new run with --output elsewhere")
-    return saved | typed
+    options = saved | typed
+    before, now = (o["batch_size"] * o["accumulate"] for o in (saved, options))
+    if now != before:
+        raise CheckpointError(f"--batch-size times --accumulate is {now} but the run was started with {before}: keep "
+                              "the product")
+    return options
 
 
 # ---- random numbers and the machine

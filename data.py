@@ -6,9 +6,9 @@
     loader = make_loader(dataset, order, workers=2)
     order.epoch = 3                                             # before each epoch: another order and augmentation
     for x, y in batches(loader):                                # uint8 (N, 3, H, W) and int64 (N,)
-        x = to_input(x, mean, std)                              # float32, normalized, channels_last
+        x = to_input(x, mean, std)                              # float32, normalized, channels_last; then maybe `mix`
 
-Every random choice is drawn from (seed, epoch, index of the image), so neither the number of workers nor an
+Every random choice is drawn from (seed, epoch, index of the image or batch), so neither the number of workers nor an
 interruption changes what the network sees. This file needs torch, torchvision and what torchvision brings (PIL, NumPy).
 """
 
@@ -155,11 +155,27 @@ def describe(images, most=20):
     if images.ignored:
         kinds = ", ".join(f"{n} {kind}" for kind, n in images.ignored.most_common(5))
         lines.append(f"note: passed over what is no picture or split: {kinds}")
+    if moving := animated(path for split in splits for path, _ in images.splits[split]):
+        count = f"{len(moving)} animated picture{'s' if len(moving) > 1 else ''}"
+        lines.append(f"note: {count}, of which the first frame is used: {_some([Path(path).name for path in moving])}")
     same = find_duplicates(images)
     lines += [f"warning: the same picture twice, so the scores are too good: {a} and {b}" for a, b in same[:3]]
     if len(same) > 3:
         lines.append(f"warning: ... and {len(same) - 3} more such pairs")
     return "\n".join(lines)
+
+
+def animated(paths):
+    """Those of the paths that hold more than one frame. It has to open a file and looks at .gif and .webp only."""
+
+    def frames(path):
+        try:
+            with Image.open(path) as image:
+                return getattr(image, "is_animated", False)  # a JPEG under a wrong name does not know the word
+        except Exception:  # decoding will name it
+            return False
+
+    return [path for path in paths if str(path).lower().endswith((".gif", ".webp")) and frames(path)]
 
 
 def find_duplicates(images):
@@ -212,7 +228,7 @@ def decode(path, size=None):
 
     size: pixels that the shorter side must keep at least; a JPEG is decoded at a half, a quarter or an eighth of its
     size where that is enough (much faster for a 12-megapixel photograph). EXIF orientation is applied; 16-bit grey is
-    scaled to 8 bits, not clipped; transparent parts become white; of an animation the first frame is taken.
+    scaled to 8 bits, not clipped; transparent parts become white; of several frames or pages the first is taken.
     """
     with Image.open(path) as image:
         if size is not None:
@@ -220,8 +236,11 @@ def decode(path, size=None):
         image.load()
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit, 32-bit integer and float grey
-        values = np.asarray(image, dtype=np.float64)
-        white = 65535 if image.mode.startswith("I;16") or values.max() > 255 else 255 if values.max() > 1 else 1
+        values = np.array(image, dtype=np.float64)
+        values[~np.isfinite(values)] = 0
+        most = values.max()
+        white = max(most, 65535) if image.mode.startswith("I;16") or most > 255 else 255 if most > 1 else 1
+        values[values == image.info.get("transparency")] = white  # a 16-bit PNG names one transparent grey at most
         image = Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -229,18 +248,35 @@ def decode(path, size=None):
     return image.convert("RGB")
 
 
-def train_transform(image_size, augment="standard", interpolation="bilinear", resize_size=None):
-    """Augmentation of a uint8 tensor (3, H, W) to (3, image_size, image_size).
+AUGMENT = ("none", "light", "standard", "strong")
 
-    "standard": a random crop of 35 to 100 % of the area, 3:4 to 4:3, and a horizontal flip (Szegedy et al., "Going
-    Deeper with Convolutions", 2014, with a larger smallest crop). "none": as `eval_transform`.
+
+def train_transform(image_size, augment="standard", interpolation="bilinear", resize_size=None):
+    """Augmentation of a uint8 tensor (3, H, W) to (3, image_size, image_size), of a level in `AUGMENT`.
+
+    "none": as `eval_transform`. "light": a random crop of 80 to 100 % of the largest centred square, nearly square, and
+    a horizontal flip. "standard": a random crop of 35 to 100 % of the picture's area, 3:4 to 4:3, and the flip (Szegedy
+    et al., "Going Deeper with Convolutions", 2014, with a larger smallest crop). "strong": standard, then one operation
+    on colour or geometry, of random strength (Müller and Hutter, "TrivialAugment", 2021), and in one picture of four a
+    black rectangle (Zhong et al., "Random Erasing Data Augmentation", 2017). Raises DataError.
     """
+    if augment not in AUGMENT:
+        raise DataError(f"no such augmentation: {augment}; there are {', '.join(AUGMENT)}")
     if augment == "none":
         return eval_transform(image_size, interpolation, resize_size)
-    crop = v2.RandomResizedCrop(
-        image_size, scale=(0.35, 1.0), interpolation=InterpolationMode(interpolation), antialias=True
-    )
-    return v2.Compose([crop, v2.RandomHorizontalFlip()])
+    scale, ratio = ((0.8, 1.0), (0.9, 1.11)) if augment == "light" else ((0.35, 1.0), (3 / 4, 4 / 3))
+    crop = v2.RandomResizedCrop(image_size, scale, ratio, InterpolationMode(interpolation), antialias=True)
+    steps = [crop, v2.RandomHorizontalFlip()]
+    if augment == "light":
+        steps.insert(0, _centre_square)
+    elif augment == "strong":
+        steps += [v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR), v2.RandomErasing(p=0.25)]
+    return v2.Compose(steps)
+
+
+def _centre_square(image):
+    """Without it, no nearly square crop has 80 % of a 3:2 photograph, and RandomResizedCrop always takes the centre."""
+    return v2.functional.center_crop(image, [min(image.shape[-2:])])
 
 
 def eval_transform(image_size, interpolation="bilinear", resize_size=None):
@@ -372,3 +408,33 @@ def to_input(x, mean, std):
     if x.dtype == torch.uint8:
         x = x.to(torch.float32, memory_format=torch.channels_last).sub_(255 * mean).div_(255 * std)
     return x
+
+
+def mixer(num_classes, mixup=0.0, cutmix=0.0):
+    """What `mix` applies to a batch: MixUp, the weighted mean of two pictures (Zhang et al., "mixup", 2018), CutMix, a
+    rectangle of one in the other (Yun et al., "CutMix", 2019), or for each batch one of them at random. None if both
+    are off.
+
+    mixup, cutmix: alpha of the Beta(alpha, alpha) that the share of the first picture is drawn from; 0: off. A small
+    alpha leaves most pictures nearly whole, 1 makes all shares equally likely.
+    """
+    kinds = [v2.MixUp(alpha=float(mixup), num_classes=num_classes)] if mixup else []
+    kinds += [v2.CutMix(alpha=float(cutmix), num_classes=num_classes)] if cutmix else []
+    return v2.RandomChoice(kinds) if len(kinds) == 2 else kinds[0] if kinds else None
+
+
+def mix(x, y, mixer, *numbers):
+    """Mix each picture of a normalized batch (N, 3, H, W), and its label, with the picture before it in the batch (the
+    first with the last): torchvision pairs by rolling the batch by one, so the order should be shuffled. Returns x and
+    the shares of the classes, float32 (N, C), which nn.CrossEntropyLoss takes in place of labels.
+
+    mixer: from `mixer`; None returns (x, y) as they are. numbers: one or more that the random numbers are drawn from,
+    such as seed, epoch, number of the batch; those of dropout are left as they were.
+    """
+    if mixer is None:
+        return x, y
+    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(mix_seed(*numbers, 0, 0, 0))  # more numbers than a picture's seed has
+        x, shares = mixer(x, y)
+    return x.contiguous(memory_format=layout), shares  # torch.roll may lose channels_last

@@ -5,10 +5,13 @@
     model.set_submodule(head, nn.Linear(model.get_submodule(head).in_features, 2))
     freeze(model, "backbone", head)                         # everything but the head: requires_grad = False
     optimizer = torch.optim.AdamW(param_groups(model, head, lr=1e-3, backbone_lr_scale=0.1))
-    print(group_table(model, head, lr=1e-3, backbone_lr_scale=0.1))
+    print(group_table(model, head, optimizer.param_groups))
     train_mode(model)                                       # model.train(), and eval() on every frozen part
     thaw(model, "layer4", head)                             # some epochs later: train this part too ...
     train_mode(model)                                       # ... and put it into train() mode
+
+Throughout, `head` is the dotted name of the head, or a tuple of names: the head, then auxiliary heads (GoogLeNet,
+Inception), which are never frozen either.
 
 A part is frozen when two things hold: its parameters have `requires_grad = False`, *and* it is in `eval()`. The first
 alone leaves every BatchNorm updating its running statistics in `train()` mode, so that the "frozen" network drifts.
@@ -17,6 +20,8 @@ This file needs torch alone and can be copied into any project.
 """
 
 import fnmatch
+import math
+import re
 
 from torch import nn
 
@@ -44,6 +49,7 @@ def layer_groups(model, head):
     more than 90 % of all parameters. Returns {group name: [parameter names]} in the order of the network; the last
     one is the head.
     """
+    heads = _as_tuple(head)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     groups = {}
 
@@ -57,9 +63,9 @@ def layer_groups(model, head):
     while True:
         groups = {name: [n for n in sizes if _under(n, name)] for name in names}
         total = {name: sum(sizes[n] for n in members) for name, members in groups.items()}
-        around_head = [n for n in names if n != head and head.startswith(n + ".")]
+        around_head = [n for n in names if n not in heads and any(h.startswith(n + ".") for h in heads)]
         # A single layer (its parameters sit right on it) stays whole, and so does the head.
-        divisible = [n for n in names if n != head and n not in sizes and not _is_layer(model.get_submodule(n))]
+        divisible = [n for n in names if n not in (*heads, *sizes) and not _is_layer(model.get_submodule(n))]
         largest = max(divisible, key=total.get, default=None)
         if around_head:
             opened = around_head[0]
@@ -69,7 +75,7 @@ def layer_groups(model, head):
             break
         at = names.index(opened)
         names[at : at + 1] = children_of(opened)
-    groups[head] = groups.pop(head)
+    groups[heads[0]] = groups.pop(heads[0])
     return groups
 
 
@@ -119,22 +125,75 @@ def freeze(model, spec, head):
     chosen = select(model, spec, head)
     frozen = {n for n in chosen if not _under(n, head)}
     if chosen and not frozen:
-        raise FreezeError(f"'{spec}' is the head {head}, which always trains: name other layers, or none")
+        raise FreezeError(f"'{spec}' is the head {_as_tuple(head)[0]}, which always trains: name other layers, or none")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
         if name in frozen:
             parameter.grad = None  # an optimizer skips a parameter without a gradient
 
 
-def thaw(model, spec, head):
-    """Set `requires_grad = True` on what `spec` (see `select`) stands for. Returns the number of parameters that were
-    frozen before. All parameters are in the optimizer from the start, so nothing else has to be done.
+def freeze_to(model, n, head=None):
+    """Freeze the first `n` layer groups (see `layer_groups`) and train the others; a negative n counts from the end, so
+    -1 trains the head alone and -2 one group more. As `freeze_to` of fastai, except that the BatchNorms of frozen
+    groups stand still too (through `train_mode`).
+    """
+    head = head or find_head(model)
+    groups = list(layer_groups(model, head))
+    if not -len(groups) <= n < len(groups):
+        raise FreezeError(f"there are {len(groups)} layer groups ({', '.join(groups)}): n must be from {-len(groups)} "
+                          f"to {len(groups) - 1}, not {n}")
+    freeze(model, ",".join(groups[:n]) or "none", head)
+
+
+def unfreeze(model):
+    """Train everything: `freeze_to(model, 0)`."""
+    model.requires_grad_(True)
+
+
+def thaw(model, spec, head, groups=()):
+    """Set `requires_grad = True` on what `spec` stands for. Returns the number of parameters that were frozen before.
+    All parameters are in the optimizer from the start, so nothing else has to be done.
+
+    spec: as in `select`; a part may end in @RATE, as in `layer4@1e-4,layer3@5e-5`: the peak rate of that part from now
+    on. groups: the optimizer's `param_groups` (made by the function of that name), which such a rate is written to; the
+    head keeps its own rate.
     """
     parameters = dict(model.named_parameters())
-    thawed = [parameters[n] for n in select(model, spec, head) if not parameters[n].requires_grad]
-    for parameter in thawed:
-        parameter.requires_grad_(True)
-    return sum(p.numel() for p in thawed)
+    count = 0
+    for names, rate in _stages(model, spec, head):
+        for group in _groups_of(parameters, names, head, groups) if rate is not None else ():
+            group["peak_lr"] = rate
+        thawed = [parameters[n] for n in names if not parameters[n].requires_grad]
+        count += sum(p.numel() for p in thawed)
+        for parameter in thawed:
+            parameter.requires_grad_(True)
+    return count
+
+
+def _stages(model, spec, head):
+    """`layer4@1e-4,bn` -> [(names of layer4's parameters, 1e-4), (names of all BatchNorms' parameters, None)]"""
+    stages = []
+    for part in spec.split(","):
+        names, at, text = part.partition("@")
+        try:
+            rate = float(text) if at else None
+        except ValueError:
+            rate = math.nan
+        if rate is not None and not 0 <= rate < math.inf:
+            raise FreezeError(f"'{part.strip()}': '{text}' is no learning rate; write NAMES@RATE, as in layer4@1e-4")
+        stages.append((select(model, names, head), rate))
+    return stages
+
+
+def _groups_of(parameters, names, head, groups):
+    """The optimizer's groups that hold the named parameters, without the head's."""
+    chosen = {id(parameters[n]) for n in names if not _under(n, head)}
+    found = [g for g in groups if any(id(p) in chosen for p in g["params"])]
+    for group in found:
+        if not all(id(p) in chosen for p in group["params"]):
+            raise FreezeError(f"a rate is set for whole layers, and these names are a part of {group['layer']} only: "
+                              f"write {group['layer']}@RATE")
+    return found
 
 
 def parse_thaws(specs):
@@ -143,22 +202,39 @@ def parse_thaws(specs):
     for text in specs:
         epoch, colon, names = text.partition(":")
         if not (colon and epoch.strip().isdecimal() and names.strip()):
-            raise FreezeError(f"'{text}' is not EPOCH:NAMES, as in 3:layer4 or 5:all")
+            raise FreezeError(f"'{text}' is not EPOCH:NAMES, as in 3:layer4, 3:layer4@1e-4 or 5:all")
         thaws[int(epoch)] = ",".join(filter(None, [thaws.get(int(epoch)), names.strip()]))
     return dict(sorted(thaws.items()))
 
 
 def plan_thaws(specs, past_specs=(), start_epoch=0):
     """`parse_thaws` for a run that goes on at `start_epoch`: what has thawed before comes from `past_specs` (those of
-    the checkpoint) and cannot be changed, what is to come from `specs`.
+    the checkpoint) and cannot be changed, except for its rates; what is to come comes from `specs`.
     """
     plan = parse_thaws(specs)
     past = {epoch: names for epoch, names in parse_thaws(past_specs).items() if epoch < start_epoch}
     again = {epoch: names for epoch, names in plan.items() if epoch < start_epoch}
-    if again not in ({}, past):
+    if again and _without_rates(again) != _without_rates(past):
         thawed = ", ".join(f"{epoch}:{names}" for epoch, names in past.items()) or "nothing"
         raise FreezeError(f"what thawed before epoch {start_epoch} cannot be changed: that was {thawed}")
-    return past | {epoch: names for epoch, names in plan.items() if epoch >= start_epoch}
+    return past | plan
+
+
+def _without_rates(thaws):
+    return {epoch: re.sub("@[^,]*", "", names) for epoch, names in thaws.items()}
+
+
+def check_thaws(thaws, epochs, model, head, groups):
+    """Raise FreezeError for what would go wrong hours later: a name that matches nothing, a rate that cannot be set, an
+    epoch that never comes since the last one is `epochs` - 1.
+    """
+    parameters = dict(model.named_parameters())
+    for epoch, spec in thaws.items():
+        for names, rate in _stages(model, spec, head):
+            if rate is not None:
+                _groups_of(parameters, names, head, groups)
+        if epoch >= epochs:
+            raise FreezeError(f"--unfreeze {epoch}:{spec} never happens: the last epoch is {epochs - 1}")
 
 
 def train_mode(model):
@@ -183,49 +259,62 @@ def _eval_frozen_parts(module):
             _eval_frozen_parts(child)
 
 
-def param_groups(model, head, lr, weight_decay=0.0, backbone_lr_scale=1.0):
-    """Parameter groups for an optimizer: backbone and head, each with and without weight decay.
+def param_groups(model, head, lr, weight_decay=0.0, backbone_lr_scale=1.0, layer_decay=1.0):
+    """Parameter groups for an optimizer: one for each layer group (see `layer_groups`) with weight decay, one without.
 
     Every parameter is in, frozen or not: an optimizer passes over those without a gradient, and a thaw needs no new
-    group. The head's rate is `lr`, the backbone's `lr * backbone_lr_scale`. Each group also carries that factor as
-    `lr_scale`, for a loop that follows a schedule: `group["lr"] = group["lr_scale"] * lr_at(step)`.
-    A lower rate for the backbone: Howard and Ruder, "Universal Language Model Fine-tuning", 2018 (discriminative
-    fine-tuning). Only the weights of convolutions and linear layers decay; biases, norm layers, tokens and position
-    embeddings do not: He et al., "Bag of Tricks", 2019.
+    group. The head's rate is `lr`; that of the layer group before it `lr * backbone_lr_scale`, and of each one further
+    towards the input `layer_decay` times that of the one behind it. Each group also carries its `layer`, and its rate
+    as `peak_lr`, for a loop that follows a schedule: `group["lr"] = group["peak_lr"] * factor_at(step)`.
+
+    Lower rates for the backbone: Howard and Ruder, "Universal Language Model Fine-tuning", 2018 (discriminative
+    fine-tuning); a factor per layer: Clark et al., "ELECTRA", 2020, and Bao et al., "BEiT", 2022. Only the weights of
+    convolutions and linear layers decay; biases, norm layers, tokens and position embeddings do not: He et al., "Bag of
+    Tricks", 2019.
     """
-    groups = {}
-    for name, parameter in model.named_parameters():
-        in_head, decays = _under(name, head), name.endswith("weight") and parameter.ndim > 1
-        key = ("head" if in_head else "backbone") + ("" if decays else ", no decay")
-        if key not in groups:
-            scale = 1.0 if in_head else backbone_lr_scale
-            groups[key] = {"name": key, "params": [], "lr": lr * scale, "lr_scale": scale,
-                           "weight_decay": weight_decay if decays else 0.0}
-        groups[key]["params"].append(parameter)
-    return list(groups.values())
+    parameters, groups = dict(model.named_parameters()), []
+    layers = layer_groups(model, head)
+    backbone = [layer for layer in reversed(layers) if layer not in _as_tuple(head)]
+    for layer, members in layers.items():
+        peak_lr = lr * backbone_lr_scale * layer_decay ** backbone.index(layer) if layer in backbone else lr
+        decays = [n for n in members if n.endswith("weight") and parameters[n].ndim > 1]
+        for names, decay in ((decays, weight_decay), ([n for n in members if n not in decays], 0.0)):
+            if names:
+                groups.append({"layer": layer, "params": [parameters[n] for n in names], "lr": peak_lr,
+                               "peak_lr": peak_lr, "weight_decay": decay})
+    return groups
 
 
-def group_table(model, head, lr=None, backbone_lr_scale=1.0):
-    """One line per layer group: its parameters, whether it trains, and at which rate (if `lr` is given)."""
+def group_table(model, head, groups=()):
+    """One line per layer group: its parameters, whether it trains, and at which peak rate.
+
+    groups: the optimizer's `param_groups`, made by the function of that name.
+    """
     parameters = dict(model.named_parameters())
+    rates = {g["layer"]: f"{g['peak_lr']:g}" for g in reversed(groups)}
     rows = []
     for name, members in layer_groups(model, head).items():
         count = sum(parameters[n].numel() for n in members)
         training = sum(parameters[n].numel() for n in members if parameters[n].requires_grad)
         state = "trains" if training == count else "frozen" if training == 0 else f"{training:,} train"
-        rate = "" if lr is None or not training else f"{lr * (1.0 if name == head else backbone_lr_scale):g}"
-        rows.append((name + (" (head)" if name == head else ""), f"{count:,}", state, rate))
+        kind = " (head)" if name == _as_tuple(head)[0] else " (auxiliary head)" if name in _as_tuple(head) else ""
+        rows.append((name + kind, f"{count:,}", state, rates.get(name, "") if training else ""))
     total = sum(p.numel() for p in parameters.values())
     training = sum(p.numel() for p in parameters.values() if p.requires_grad)
     rows.append(("total", f"{total:,}", f"{training:,} train", ""))
-    rows.insert(0, ("layer", "parameters", "state", "" if lr is None else "learning rate"))
+    rows.insert(0, ("layer", "parameters", "state", "learning rate" if groups else ""))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = (f"{n:<{widths[0]}}  {c:>{widths[1]}}  {s:<{widths[2]}}  {r}".rstrip() for n, c, s, r in rows)
     return "\n".join(lines)
 
 
-def _under(name, prefix):
-    return not prefix or name == prefix or name.startswith(prefix + ".")
+def _as_tuple(head):
+    return (head,) if isinstance(head, str) else tuple(head)
+
+
+def _under(name, prefixes):
+    """Is `name` one of these modules or inside it? (`layer10` is not in `layer1`.)"""
+    return any(not p or name == p or name.startswith(p + ".") for p in _as_tuple(prefixes))
 
 
 def _prefixes(name):

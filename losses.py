@@ -4,6 +4,16 @@
     loss = criterion(logits, labels)                    # a scalar, in float32
     penalty = 1e-5 * l1_penalty(model)                  # once per optimizer step
 
+Every classification loss is called as criterion(logits (N, C), target) -> scalar. The target is int64 labels (N,) or,
+from MixUp and CutMix, class shares (N, C): floats that add up to 1 in every row. All is computed in float32 at least,
+whatever the type of the logits.
+
+Under accumulation and in several processes every batch has a loss of its own, and those of one optimizer step are
+joined by their share of the images. For plain means, `CostMatrix` included, that is exactly the loss of the joined
+batch. Two losses are not additive:
+- a "weighted" mean divides each batch by its own sum of weights, so an image counts for less beside heavy ones;
+- `SoftF1` is the F1 of each batch alone, over the classes that occur in it: it wants large batches.
+
 This file needs torch alone and can be copied into any project.
 """
 
@@ -16,6 +26,40 @@ from torch import nn
 
 class LossError(Exception):
     """Loss settings that make no sense. The message is one line that names the way out."""
+
+
+def _check_options(mean, label_smoothing):
+    if mean not in ("weighted", "plain"):
+        raise LossError(f"mean must be 'weighted' or 'plain', not '{mean}'")
+    if not 0 <= label_smoothing <= 1:
+        raise LossError(f"label smoothing must be from 0 to 1, not {label_smoothing}")
+
+
+def _prepare(logits, target, per_class=None):
+    """The three in float32 at least (labels stay int64). LossError unless the shapes fit: PyTorch might broadcast."""
+    are_labels = target.dtype == torch.int64 and target.shape == logits.shape[:1]
+    are_shares = target.is_floating_point() and target.shape == logits.shape
+    if logits.ndim != 2 or not (are_labels or are_shares):
+        raise LossError(f"logits {tuple(logits.shape)} do not fit a target {tuple(target.shape)} of {target.dtype}: "
+                        "give logits (N, C) and int64 labels (N,) or class shares (N, C)")
+    if per_class is not None and len(per_class) != logits.shape[1]:
+        raise LossError(f"logits of {logits.shape[1]} classes need a weight or a row of costs for each, "
+                        f"not {len(per_class)}")
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return (logits.to(dtype), target.to(dtype) if are_shares else target,
+            None if per_class is None else per_class.to(dtype))
+
+
+def _log_one_minus(logits):
+    """log(1 - p) (N, C) of the softmax p, also where p rounds to 1.
+
+    Only the most probable class of a row can be near 1. Its 1 - p is the sum of the others, taken without the 1.
+    """
+    log_p = logits.log_softmax(1)
+    top = F.one_hot(logits.argmax(1), logits.shape[1]).bool()
+    of_top = log_p.masked_fill(top, -math.inf).logsumexp(1, keepdim=True)
+    # Filled with 0 before log1p: an infinity that torch.where leaves out would still make its gradient NaN.
+    return torch.where(top, of_top, torch.log1p(-log_p.exp().masked_fill(top, 0)))
 
 
 class CrossEntropy(nn.Module):
@@ -31,24 +75,134 @@ class CrossEntropy(nn.Module):
             the "10x penalty" of many tutorials. Gradients grow with the weights.
     label_smoothing: as in `nn.CrossEntropyLoss` (Szegedy et al., "Rethinking the Inception Architecture", 2016).
 
-    forward(logits (N, C), labels (N,) int64) -> scalar. With "weighted", the mean is not additive: micro-batches of an
-    accumulated step are each divided by their own sum of weights, then joined by their share of the images.
+    With class shares a sample weighs the sum of share * weight over the classes, so that one-hot shares are the same as
+    labels. (Given shares, `nn.CrossEntropyLoss` divides by the number of samples instead: our "plain".)
     """
 
     def __init__(self, weight=None, mean="weighted", label_smoothing=0.0):
         super().__init__()
-        if mean not in ("weighted", "plain"):
-            raise LossError(f"mean must be 'weighted' or 'plain', not '{mean}'")
+        _check_options(mean, label_smoothing)
         self.register_buffer("weight", weight)
         self.mean, self.label_smoothing = mean, label_smoothing
 
-    def forward(self, logits, labels):
-        if self.mean == "weighted":
-            return F.cross_entropy(logits, labels, self.weight, label_smoothing=self.label_smoothing)
-        per_sample = F.cross_entropy(
-            logits, labels, self.weight, label_smoothing=self.label_smoothing, reduction="none"
-        )
-        return per_sample.mean()
+    def forward(self, logits, target):
+        logits, target, weight = _prepare(logits, target, self.weight)
+        if self.mean == "weighted" and not target.is_floating_point():
+            return F.cross_entropy(logits, target, weight, label_smoothing=self.label_smoothing)
+        per_sample = F.cross_entropy(logits, target, weight, label_smoothing=self.label_smoothing, reduction="none")
+        if self.mean == "plain":
+            return per_sample.mean()
+        return per_sample.sum() / (target if weight is None else target * weight).sum()
+
+
+class Focal(nn.Module):
+    """Cross-entropy in which a class c that is predicted well counts little: each -log p_c times (1 - p_c)^gamma.
+
+    gamma: 0 is cross-entropy; at 2 a class with p = 0.9 counts a hundredth.
+    weight, mean, label_smoothing: as in `CrossEntropy`. The paper's alpha is a weight in the "plain" mean.
+
+    (Lin et al., "Focal Loss for Dense Object Detection", 2017)
+    """
+
+    def __init__(self, gamma=2.0, weight=None, mean="weighted", label_smoothing=0.0):
+        super().__init__()
+        _check_options(mean, label_smoothing)
+        if not 0 <= gamma < math.inf:
+            raise LossError(f"gamma must be 0 (cross-entropy) or above, and finite, not {gamma}")
+        self.register_buffer("weight", weight)
+        self.gamma, self.mean, self.label_smoothing = gamma, mean, label_smoothing
+
+    def forward(self, logits, target):
+        logits, target, weight = _prepare(logits, target, self.weight)
+        classes = logits.shape[1]
+        shares = target if target.is_floating_point() else F.one_hot(target, classes).to(logits.dtype)
+        smooth = (1 - self.label_smoothing) * shares + self.label_smoothing / classes
+        if weight is not None:
+            shares, smooth = shares * weight, smooth * weight
+        # Not (1 - p) ** gamma: with gamma below 1 its gradient is infinite where p rounds to 1.
+        factor = torch.exp(self.gamma * _log_one_minus(logits))
+        total = -(smooth * factor * logits.log_softmax(1)).sum()
+        return total / (shares.sum() if self.mean == "weighted" else len(logits))
+
+
+class SoftF1(nn.Module):
+    """1 minus the macro F1 of the batch, with probabilities in place of decisions: a metric made differentiable.
+
+    F1_c = 2 tp_c / (sum of p_c + number of samples of c), where tp_c is the sum of p_c over the samples of c. The mean
+    is over the classes that occur in the batch: one that does not has F1 0 and no gradient, whatever is predicted.
+    It takes labels alone: with class shares, its optimum would not be the shares. The gradient vanishes where a
+    prediction is certain, even a wrong one.
+
+    (It is the soft Dice loss of Milletari et al., "V-Net", 2016, with samples for pixels and no squares; compare
+    Bénédict et al., "sigmoidF1: A Smooth F1 Score Surrogate Loss for Multilabel Classification", 2021)
+    """
+
+    def forward(self, logits, target):
+        if target.is_floating_point():
+            raise LossError("soft F1 needs labels, not class shares: switch MixUp and CutMix off, or take another loss")
+        logits, labels, _ = _prepare(logits, target)
+        p = logits.softmax(1)
+        truth = F.one_hot(labels, logits.shape[1]).to(p.dtype)
+        counts = truth.sum(0)
+        # The clamp is for classes that do not occur, whose F1 of 0 could be 0 / 0. Selecting the others would make
+        # the GPU wait.
+        f1 = 2 * (p * truth).sum(0) / (p.sum(0) + counts.clamp(min=1))
+        return 1 - f1.sum() / (counts > 0).sum()
+
+
+class CostMatrix(nn.Module):
+    """Mistakes at a price each: a dog called a cat may cost more than a dog called a horse, or a cat called a dog.
+    (A class weight cannot tell those two mistakes about a dog apart.)
+
+    costs: tensor (C, C): entry [t, p] is what it costs to call class t p. Zeros on the diagonal; see `cost_matrix`.
+
+    A sample of class t costs the sum over j of costs[t, j] * -log(1 - p_j), and the mean over the samples is plain. Let
+    R_j be the expected cost of deciding for j. The optimum is where R_j / (1 - p_j) is the same for all j with p_j > 0,
+    so its most probable class is the cheapest decision: the minimum of the risk (Elkan, "The Foundations of
+    Cost-Sensitive Learning", 2001). The p_j are then no frequencies of classes, unless all mistakes cost the same.
+    With two classes it is the cross-entropy with weights costs[t, other] in the "plain" mean. With many, a random head
+    learns slowly from it: at costs of 1 the gradient of the true class's logit is -p there, not -(1 - p).
+    """
+
+    def __init__(self, costs):
+        super().__init__()
+        if costs.ndim != 2 or costs.shape[0] != costs.shape[1]:
+            raise LossError(f"costs must be a table (C, C), not {tuple(costs.shape)}")
+        if costs.diagonal().any() or not (costs.isfinite() & (costs >= 0)).all():
+            raise LossError("costs must be finite, none below zero, and zero on the diagonal")
+        self.register_buffer("costs", costs)
+
+    def forward(self, logits, target):
+        logits, target, costs = _prepare(logits, target, self.costs)
+        if target.is_floating_point():
+            with torch.autocast(logits.device.type, enabled=False):  # which would multiply matrices in 16 bits
+                costs = target @ costs
+        else:
+            costs = costs.index_select(0, target)
+        return -(costs * _log_one_minus(logits)).sum(1).mean()
+
+
+def _rename(classes, separators):
+    """What to add to an error if a separator in the name of a class may be its cause."""
+    words = " or ".join({",": "a comma", ":": "a colon"}[mark] for mark in separators)
+    return f" (rename a class with {words})" if any(mark in c for c in classes for mark in separators) else ""
+
+
+def _check_known(name, classes, what, separators):
+    if name not in classes:
+        raise LossError(f"{what} name an unknown class '{name}'; the classes are {', '.join(classes)}"
+                        + _rename(classes, separators))
+
+
+def _positive(text, what):
+    """The text as a number. LossError unless it is above zero, and finite also in float32."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise LossError(f"{what} is '{text}', which is not a number") from None
+    if not (math.isfinite(number) and 1e-30 < number < 1e30):
+        raise LossError(f"{what} is {text}; it must be above zero, and finite")
+    return number
 
 
 def class_weights(spec, classes, counts):
@@ -68,18 +222,33 @@ def class_weights(spec, classes, counts):
         name, equals, value = part.strip().rpartition("=")
         if not equals:
             raise LossError(f"class weights '{spec}' are neither 'balanced' nor like {classes[0]}=10,{classes[-1]}=1"
-                            + (" (rename a class with a comma)" if any("," in c for c in classes) else ""))
-        if name not in weights:
-            raise LossError(f"class weights name an unknown class '{name}'; the classes are {', '.join(classes)}"
-                            + (" (rename a class with a comma)" if any("," in c for c in classes) else ""))
-        try:
-            weights[name] = float(value)
-        except ValueError:
-            raise LossError(f"the weight of class '{name}' is '{value}', which is not a number") from None
-        # At zero, a batch of that class alone would be 0 / 0; what is too large for float32 would be infinite.
-        if not (math.isfinite(weights[name]) and 1e-30 < weights[name] < 1e30):
-            raise LossError(f"the weight of class '{name}' is {value}; it must be above zero, and finite")
+                            + _rename(classes, ","))
+        _check_known(name, classes, "class weights", ",")
+        # Zero is refused: a batch of that class alone would be 0 / 0.
+        weights[name] = _positive(value, f"the weight of class '{name}'")
     return torch.tensor(list(weights.values()))
+
+
+def cost_matrix(spec, classes):
+    """What each mistake costs, as a float32 tensor (C, C) for `CostMatrix`: row truth, column prediction.
+
+    spec: `dog:cat=10,cat:dog=2`: calling a dog a cat costs 10, calling a cat a dog 2, and every other mistake 1.
+    classes: the C names.
+    """
+    costs = 1 - torch.eye(len(classes))
+    for part in spec.split(","):
+        pair, equals, value = part.strip().rpartition("=")
+        truth, colon, prediction = pair.partition(":")
+        if not (equals and colon):
+            raise LossError(f"costs '{spec}' are not like {classes[0]}:{classes[-1]}=10,{classes[-1]}:{classes[0]}=2"
+                            + _rename(classes, ",:"))
+        for name in (truth, prediction):
+            _check_known(name, classes, "costs", ",:")
+        if truth == prediction:
+            raise LossError(f"costs name '{pair}', which is no mistake and costs nothing: leave it out")
+        cost = _positive(value, f"the cost of '{pair}'")
+        costs[classes.index(truth), classes.index(prediction)] = cost
+    return costs
 
 
 def check_finite(loss, what, way_out):

@@ -29,12 +29,35 @@ def precision_recall_f1(confusion):
 
 
 def scores(confusion):
-    """{"accuracy", "macro_f1"}: fractions of 1. Macro F1 is the plain mean of the classes' F1, so that a rare class
-    counts as much as a frequent one.
+    """{"accuracy", "balanced_accuracy", "macro_f1"}: fractions of 1. In the last two a rare class counts as much as a
+    frequent one: balanced accuracy is the plain mean of the recall of the classes that occur in the truth (Brodersen et
+    al., "The Balanced Accuracy and Its Posterior Distribution", 2010), macro F1 that of the F1 of all classes.
     """
-    f1 = precision_recall_f1(confusion)[2]
+    _, recall, f1 = precision_recall_f1(confusion)
     accuracy = confusion.diagonal().sum().item() / max(1, confusion.sum().item())
-    return {"accuracy": accuracy, "macro_f1": f1.mean().item()}
+    occurring = (confusion.sum(1) > 0).sum().item()
+    return {"accuracy": accuracy, "balanced_accuracy": recall.sum().item() / max(1, occurring),
+            "macro_f1": f1.mean().item()}
+
+
+def top_k_accuracy(outputs, labels, k):
+    """Share of samples whose true class is among the k largest outputs.
+
+    outputs: (N, C), of any scale. labels: int64 (N,). Raises ValueError if k is not in 1..C.
+    """
+    if not 1 <= k <= outputs.shape[1]:
+        raise ValueError(f"k must be in 1..{outputs.shape[1]}, the number of classes, not {k}")
+    if outputs.shape[:1] != labels.shape:
+        raise ValueError(f"outputs {tuple(outputs.shape)} and labels {tuple(labels.shape)} differ in length")
+    hits = outputs.topk(k, dim=1).indices == labels[:, None]
+    return hits.sum().item() / max(1, len(labels))
+
+
+def mean_cost(confusion, costs):
+    """Mean over the samples of costs[t, p], what it costs to call class t p: float (C, C), 0 where nothing is lost."""
+    if costs.shape != confusion.shape:
+        raise ValueError(f"costs {tuple(costs.shape)} and confusion {tuple(confusion.shape)} differ in shape")
+    return (confusion.cpu() * costs.cpu().double()).sum().item() / max(1, confusion.sum().item())
 
 
 def report(confusion, classes, most=20):

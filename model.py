@@ -1,13 +1,14 @@
-"""Networks by name: build one, load its weights, know its preprocessing and its best precision.
+"""Networks by name: build one, load its weights, replace its head, know its preprocessing and its best precision.
 
     pretrained = load_pretrained("DEFAULT", "resnet18")              # or a torchvision weights name, none, a file
     model = build("resnet18", **build_options("resnet18", 224, pretrained))
-    ... replace the head ...
+    model.fc = nn.Linear(512, 2)                                     # or mlp_head(model.fc, outputs=2)
     print(load_weights(model, pretrained["state_dict"], head="fc"))
 
 This file needs torch and torchvision alone and can be copied into any project.
 """
 
+import copy
 import difflib
 import os
 import re
@@ -21,6 +22,9 @@ import torchvision
 from torch import nn
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+# The weight of each auxiliary head's loss beside that of the head: Szegedy et al., "Going Deeper with Convolutions",
+# 2014, and "Rethinking the Inception Architecture", 2016, as PyTorch's tutorial has it.
+AUXILIARY_WEIGHT = {"googlenet": 0.3, "inception_v3": 0.4}
 
 
 class ModelError(Exception):
@@ -136,18 +140,20 @@ def preprocessing_for(pretrained, image_size=None):
 # ---- building and loading
 
 
-def build_options(name, image_size, pretrained=None):
+def build_options(name, image_size, pretrained=None, auxiliary=False):
     """What must be known besides its name and class count to build the network again; a dict of plain values, kept in
-    the checkpoint. Not in any state_dict: the size a ViT or MaxViT is built for, and the `transform_input` of
-    GoogLeNet and Inception, whose ImageNet weights expect the input scaled to (-1, 1).
+    the checkpoint. Not in any state_dict: the size a ViT or MaxViT is built for, and of GoogLeNet and Inception the
+    `transform_input` (their ImageNet weights expect the input scaled to (-1, 1)) and whether there are auxiliary heads.
+
+    auxiliary: build those heads, which help the layers before them to train; no other network has any.
     """
     if name.startswith("vit_"):
         return {"image_size": image_size}
     if name == "maxvit_t":
         return {"input_size": [image_size, image_size]}
     if name in ("googlenet", "inception_v3"):
-        # The auxiliary heads exist for training from the first layer on; they are left out.
-        return {"aux_logits": False, "transform_input": bool(pretrained and pretrained["imagenet_input"])}
+        auxiliary = auxiliary and (name == "googlenet" or image_size >= 299)  # Inception's cannot take smaller ones
+        return {"aux_logits": auxiliary, "transform_input": bool(pretrained and pretrained["imagenet_input"])}
     return {}
 
 
@@ -171,11 +177,56 @@ def build(name, **options):
     return model
 
 
+def auxiliary_heads(model):
+    """The names of the auxiliary heads that `model` has: (), ("AuxLogits",) or ("aux1", "aux2"). In training mode such
+    a network returns a named tuple: the outputs of the head first, then those of the auxiliary heads.
+    """
+    return tuple(name for name in ("AuxLogits", "aux1", "aux2") if getattr(model, name, None) is not None)
+
+
+def mlp_head(old_head, outputs, hidden=256, dropout=0.5):
+    """A head with one hidden layer, in place of `old_head` (a Linear, or SqueezeNet's Conv2d): Linear to `hidden`
+    units, ReLU, Dropout, Linear to `outputs`.
+    """
+    if isinstance(old_head, nn.Conv2d):
+        first, last = nn.Conv2d(old_head.in_channels, hidden, 1), nn.Conv2d(hidden, outputs, 1)
+    else:
+        first, last = nn.Linear(old_head.in_features, hidden), nn.Linear(hidden, outputs)
+    return nn.Sequential(first, nn.ReLU(), nn.Dropout(dropout), last)
+
+
+def set_dropout(model, head, p):
+    """Set the dropout on the head's side to `p`: that in the top-level block that holds the head, and the network's own
+    before it (GoogLeNet, Inception). Raises ModelError where there is none.
+    """
+    block = head.partition(".")[0]
+    found = [module for name, module in model.named_modules()
+             if isinstance(module, nn.Dropout) and (name.partition(".")[0] == block or "." not in name)]
+    if not found:
+        raise ModelError(f"{type(model).__name__} has no dropout before its head: --dropout needs --head mlp here")
+    for module in found:
+        module.p = p
+
+
+def rebuild(saved):
+    """The network of one of our checkpoints (`saved`, as read by torch.load) with its weights. Raises ModelError."""
+    model = build(saved["build"]["name"], num_classes=len(saved["classes"]), **saved["build"]["options"])
+    if saved["hidden"]:
+        old_head = model.get_submodule(saved["head"])
+        model.set_submodule(saved["head"], mlp_head(old_head, len(saved["classes"]), saved["hidden"]))
+    try:
+        model.load_state_dict(saved["model"])
+    except RuntimeError as error:
+        raise ModelError(f"the weights of the checkpoint do not fit its network, {saved['build']['name']}") from error
+    return model
+
+
 def load_weights(model, state_dict, head, same_classes=True):
     """Copy `state_dict` (any float type) into `model`, whose head is the layer named `head`.
 
-    A head of another shape is left out, and any head with `same_classes=False`. Returns words that say what became of
-    it. Any other mismatch raises ModelError with the keys, and so does a weight that is not finite.
+    A head of another shape is left out, and any head with `same_classes=False`; so is what does not fit of auxiliary
+    heads. Returns words that say what became of the head. Any other mismatch raises ModelError with the keys, and so
+    does a weight that is not finite.
     """
     # A state_dict carries the versions of its layers; one that was copied into a plain dict has lost them.
     metadata = getattr(state_dict, "_metadata", {"": {"version": model._version}})
@@ -186,24 +237,31 @@ def load_weights(model, state_dict, head, same_classes=True):
     if isinstance(model, torchvision.models.DenseNet):  # published when module names could hold dots
         old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
         state_dict = OrderedDict((old.sub(r"\1\2", key), value) for key, value in state_dict.items())
-    for key in [k for k in state_dict if k.startswith(("aux1.", "aux2.", "AuxLogits."))]:
-        del state_dict[key]
     if isinstance(model, torchvision.models.VisionTransformer):
         state_dict = _fit_position_embedding(model, state_dict)
 
     own = model.state_dict()
     keys = [k for k in own if k.startswith(f"{head}.")]
-    if not all(k in state_dict for k in keys):
-        keep, said = False, f"head {head} is not in the file, it starts at random weights"
+    in_file = {k: state_dict.pop(k) for k in list(state_dict) if k.startswith(f"{head}.")}
+    keep, wanted = False, len(own[keys[-1]])
+    if not in_file:
+        said = f"head {head} is not in the file, it starts at random weights"
     elif not same_classes:
-        keep, said = False, f"head {head} left out, it was trained for other classes"
-    elif any(state_dict[k].shape != own[k].shape for k in keys):
-        outputs, wanted = (state_dict[keys[0]].shape + (1,))[0], len(own[keys[0]])
-        keep, said = False, f"head {head} left out: the file's has {outputs} outputs, this task {wanted}"
+        said = f"head {head} left out, it was trained for other classes"
+    elif in_file.keys() != set(keys):
+        said = f"head {head} left out: the file's consists of {', '.join(in_file)}"
+    elif in_file[keys[-1]].shape != own[keys[-1]].shape:
+        outputs = (in_file[keys[-1]].shape + (1,))[0]
+        said = f"head {head} left out: the file's has {outputs} outputs, this task {wanted}"
+    elif any(in_file[k].shape != own[k].shape for k in keys):
+        said = f"head {head} left out: the file's is of another size"
     else:
         keep, said = True, f"head {head} kept, it fits"
-    if not keep:
-        state_dict |= {k: own[k] for k in keys}
+    state_dict |= in_file if keep else {k: own[k] for k in keys}
+    auxiliary = ("aux1.", "aux2.", "AuxLogits.")
+    fits = {k for k, v in state_dict.items() if k in own and v.shape == own[k].shape}
+    state_dict = OrderedDict((k, v) for k, v in state_dict.items() if k in fits or not k.startswith(auxiliary))
+    state_dict |= {k: own[k] for k in own if k.startswith(auxiliary) and k not in fits}
 
     wrong = [f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}" for k, v in state_dict.items()
              if k in own and v.shape != own[k].shape]
@@ -243,20 +301,46 @@ def _some(names):
 
 
 @torch.no_grad()
-def check_image_size(model, size):
-    """Send one black image of size x size pixels through `model`, in the mode it is in; raise ModelError if it cannot
-    take it. (In training mode, BatchNorm refuses a batch that has a single value per channel.)
+def check_image_size(model, size, batch_size=1):
+    """Send black images of size x size pixels through `model`, in the mode it is in; raise ModelError if it cannot take
+    them. (In training mode, BatchNorm refuses a batch that has a single value per channel.)
     """
+    count = min(batch_size, 2)
     try:
-        model(torch.zeros(1, 3, size, size))
+        # Training mode moves running statistics: those of a copy.
+        (copy.deepcopy(model) if model.training else model)(torch.zeros(count, 3, size, size))
     except (AssertionError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        way_out = "--batch-size 2 or more" if model.training else "another --image-size, such as 224"
-        raise ModelError(f"{type(model).__name__} cannot take {'a single image' if model.training else 'images'} of "
+        alone = model.training and count == 1
+        way_out = "--batch-size 2 or more" if alone else "another --image-size, such as 224"
+        raise ModelError(f"{type(model).__name__} cannot take {'a single image' if alone else 'images'} of "
                          f"{size} x {size} pixels ({reason}): give {way_out}") from error
 
 
-# ---- precision
+# ---- device and precision
+
+
+def pick_device(name="auto"):
+    """The torch.device that `name` stands for; `auto` is cuda, mps or cpu, in that order. Raises ModelError."""
+    available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(available if name == "auto" else name)
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # torch raises many kinds for devices that it does not have
+        raise ModelError(f"--device {name} cannot be used here: try --device {available}") from error
+    return device
+
+
+def pick_precision(amp, model, device, gpus=1):
+    """What --amp stands for. amp: auto, off, bf16 or fp16; gpus: how many DataParallel uses. Returns (`bf16`, `fp16` or
+    `off`; the reason in words; the dtype for autocast, or None). Raises ModelError.
+    """
+    precision, reason = auto_precision(model, device) if amp == "auto" else (amp, "as given")
+    if gpus > 1 and precision == "bf16":  # in the threads of DataParallel, autocast falls back to fp16
+        if amp == "bf16":
+            raise ModelError("--amp bf16 does not reach DataParallel's threads: use --amp fp16, or --device cuda:0")
+        precision, reason = "fp16", "DataParallel's threads know no other"
+    return precision, reason, {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[precision]
 
 
 def auto_precision(model, device):

@@ -9,7 +9,6 @@ A picture that cannot be read is named and passed over; the exit status is then 
 stderr and exit status 2.
 """
 
-import argparse
 import glob
 import os
 import sys
@@ -21,20 +20,20 @@ from tqdm import tqdm
 import checkpoint
 import data
 import metrics
-from model import ModelError, auto_precision, build
+from arguments import make_parser, number
+from model import ModelError, pick_device, pick_precision, rebuild
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("pictures", nargs="*", metavar="PICTURES", help="picture files, folders (searched to the bottom) and globs")
     add("--checkpoint", required=True, metavar="FILE", help="best.pt or last.pt of a run of train_classifier.py")
-    add("--top-k", type=int, default=1, metavar="K", help="show the K most probable classes (default %(default)s)")
+    add("--top-k", type=number(int, 1), default=1, metavar="K", help="show the K likeliest (default %(default)s)")
     add("--csv", metavar="FILE", help="write the predictions there")
     add("--weights-only", metavar="FILE", help="write the bare state_dict there; it loads into plain torchvision")
-    add("-b", "--batch-size", type=int, default=32, metavar="N", help="(default %(default)s)")
-    add("-j", "--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
+    add("-b", "--batch-size", type=number(int, 1), default=32, metavar="N", help="(default %(default)s)")
+    add("-j", "--workers", type=number(int, 0), default=min(4, os.cpu_count() or 1), metavar="N",
         help="processes that decode pictures (default here %(default)s)")
     add("--amp", choices=["auto", "off", "bf16", "fp16"], default="off", help="precision (default off: float32)")
     add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name")
@@ -76,24 +75,18 @@ def predict(args):
         print("input: RGB in 0..1, shorter side resized to {resize_size} ({interpolation}), centre {image_size} x "
               "{image_size}, mean {mean}, std {std}".format(**preprocessing))
         print(f"outputs: {', '.join(classes)}")
+        if state["hidden"]:
+            layers = ", ".join(f"nn.{layer}" for layer in rebuild(state).get_submodule(state["head"]))
+            print(f'then model.set_submodule("{state["head"]}", nn.Sequential({layers})), before its weights are loaded')
         if state["build"]["name"].startswith("squeezenet"):
             print("then set model.classifier[2] = torch.nn.Identity(): it was trained without the ReLU behind the head")
         if not args.pictures:
             return 0
 
-    model = build(state["build"]["name"], num_classes=len(classes), **state["build"]["options"])
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        raise ModelError(f"{args.checkpoint}: its weights do not fit its network, {state['build']['name']}") from error
-    available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(available if args.device == "auto" else args.device)
-        model.to(device, memory_format=torch.channels_last).eval()
-    except Exception as error:  # torch raises many kinds for devices that it does not have
-        raise ModelError(f"--device {args.device} cannot be used here: try --device {available}") from error
-    precision = auto_precision(model, device)[0] if args.amp == "auto" else args.amp
-    amp_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[precision]
+    model = rebuild(state)
+    device = pick_device(args.device)
+    model.to(device, memory_format=torch.channels_last).eval()
+    _, _, amp_dtype = pick_precision(args.amp, model, device)
 
     listed = list_pictures(args.pictures, classes)
     if args.csv:
@@ -149,11 +142,6 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not (args.pictures or args.weights_only):
         parser.error("name pictures, folders or globs to predict, or --weights-only FILE")
-    for option in ("top_k", "batch_size"):
-        if getattr(args, option) < 1:
-            parser.error(f"--{option.replace('_', '-')} must be 1 or more")
-    if args.workers < 0:
-        parser.error("--workers must be 0 or more")
     try:
         status = predict(args)
     except (checkpoint.CheckpointError, data.DataError, ModelError) as error:

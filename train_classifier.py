@@ -13,8 +13,6 @@ Errors are one line, exit status 2: folders without classes or with different on
 weights that do not fit or cannot be had, a layer name that matches nothing, a run that diverged.
 """
 
-import argparse
-import copy
 import math
 import os
 import sys
@@ -30,96 +28,92 @@ import data
 import freeze
 import losses
 import metrics
-from model import (ModelError, auto_precision, build, build_options, check_image_size, load_pretrained, load_weights,
-                   preprocessing_for)
+from arguments import make_parser, number, refuse_idle, typed_options
+from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, build, build_options, check_image_size,
+                   load_pretrained, load_weights, mlp_head, pick_device, pick_precision, preprocessing_for, set_dropout)
 
 # ---- 1 arguments -----------------------------------------------------------------------------------------------------
 
 DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 # A resumed run may change these and nothing else: the rest decides what has been learned so far.
-MAY_CHANGE = {"data", "epochs", "lr", "backbone_lr_scale", "weight_decay", "patience", "unfreeze", "workers", "device",
-              "output", "resume", "log_every", "batch_size", "accumulate"}
-
-
-def number(kind, low, high=10**9):
-    """An argparse type: an int or float from low to high."""
-
-    def parse(text):
-        value = kind(text)
-        if not low <= value <= high:  # true for nan as well
-            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be from {low:g} to {high:g}")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it when the text is no number at all
-    return parse
+MAY_CHANGE = {"data", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay", "patience", "unfreeze",
+              "workers", "device", "output", "resume", "log_every", "batch_size", "accumulate"}
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
+    parser = make_parser(__doc__)
+    positive, share, above = number(int, 1), number(float, 0, 1), number(float, 0)
 
     add = parser.add_argument_group("data").add_argument
     add("--data", metavar="DIR", help="train/ and val/ (and test/), or one folder of class folders to be split")
     add("--val-split", type=number(float, 0.01, 0.99), default=0.2, metavar="SHARE",
         help="share of each class that is set aside where there is no val/ (default %(default)s)")
-    add("--image-size", type=number(int, 1), metavar="N",
+    add("--image-size", type=positive, metavar="N",
         help="pixels (default: the evaluation size of the weights; 224 for a bare local file)")
-    add("--augment", choices=["none", "standard"], default="standard", help="standard: random crop and flip (default)")
-    add("-b", "--batch-size", type=number(int, 1), default=32, metavar="N",
-        help="pictures per batch (default %(default)s)")
+    add("--augment", choices=data.AUGMENT, default="standard",
+        help="light: a slight crop, flip; standard: any crop, flip; strong: and colours, distortions, holes (default "
+             "%(default)s)")
+    add("--mixup", type=above, default=0.0, metavar="A", help="blend pairs of pictures by Beta(A, A); try 0.2")
+    add("--cutmix", type=above, default=0.0, metavar="A",
+        help="paste a part of one picture into another; try 1; beside --mixup, either at random")
+    add("-b", "--batch-size", type=positive, default=32, metavar="N", help="pictures per batch (default %(default)s)")
     add("-j", "--workers", type=number(int, 0), default=min(4, os.cpu_count() or 1), metavar="N",
         help="processes that decode pictures; does not change the result (default here %(default)s)")
 
     add = parser.add_argument_group("network").add_argument
-    add("--model", default="resnet18", metavar="NAME",
-        help="any torchvision classification model (default %(default)s)")
+    add("--model", default="resnet18", metavar="NAME", help="torchvision's name for the network (default %(default)s)")
     add("--weights", default="DEFAULT", metavar="W",
         help="DEFAULT | a torchvision weights name | none | a local .pt or .pth file (default %(default)s)")
+    add("--head", choices=["linear", "mlp"], default="linear", help="mlp: one hidden layer (default %(default)s)")
+    add("--hidden", type=positive, default=256, metavar="N", help="mlp: hidden units (default %(default)s)")
+    add("--dropout", type=number(float, 0, 0.99), metavar="P",
+        help="beside the head (default: 0.5 in an mlp, otherwise the network's own)")
 
     add = parser.add_argument_group("freezing").add_argument
     add("--freeze", default="none", metavar="SPEC",
         help="none | backbone | conv | bn | to:LAYER | names or patterns, comma-separated, such as conv1,layer1 or "
              "'*.bn1'; the new head always trains (default %(default)s)")
     add("--unfreeze", action="append", default=[], metavar="EPOCH:NAMES",
-        help="what thaws at the start of that epoch, the first being 0: 3:layer4, 5:all; repeatable")
+        help="what thaws at the start of that epoch, the first being 0: 3:layer4, 5:all; with a peak rate of its own: "
+             "3:layer4@1e-4; repeatable")
     add("--list-layers", action="store_true", help="print the layers, what is frozen, the rates; do not train")
 
     add = parser.add_argument_group("loss").add_argument
-    add("--label-smoothing", type=number(float, 0, 1), default=0.0, metavar="E", help="(default %(default)s)")
+    add("--loss", choices=["cross-entropy", "focal", "soft-f1", "cost"], default="cross-entropy",
+        help="focal: hard pictures count more; soft-f1: macro F1 itself; cost: by --costs (default %(default)s)")
+    add("--label-smoothing", type=share, default=0.0, metavar="E", help="(default %(default)s)")
+    add("--focal-gamma", type=above, default=2.0, metavar="G", help="focal: 0 is cross-entropy (default %(default)s)")
+    add("--costs", metavar="T:P=C,...", help="cost: dog:cat=10, calling a dog a cat costs 10, any other mistake 1")
     add("--class-weights", metavar="W", help="balanced | CLASS=W,... such as dog=10,cat=1: a missed dog costs 10")
     add("--class-weight-mean", choices=["weighted", "plain"], default="weighted",
         help="divide a batch's weighted loss by its sum of weights, as nn.CrossEntropyLoss does (default), or by its "
              "number of pictures, so that a weight of 10 makes a gradient ten times as large")
-    add("--l1", type=number(float, 0), default=0.0, metavar="L",
-        help="L1 penalty on the trainable weights; try 1e-6 to 1e-5 (default: off)")
+    add("--l1", type=above, default=0.0, metavar="L", help="L1 penalty on trainable weights; try 1e-6 (default: off)")
 
     add = parser.add_argument_group("optimizer").add_argument
     add("--optimizer", choices=list(DEFAULT_LR), default="adamw", help="(default %(default)s)")
-    add("--lr", type=number(float, 0), metavar="LR",
+    add("--lr", type=above, metavar="LR",
         help=f"learning rate of the head (default: {', '.join(f'{k} {v:g}' for k, v in DEFAULT_LR.items())})")
-    add("--backbone-lr-scale", type=number(float, 0), metavar="S",
+    add("--backbone-lr-scale", type=above, metavar="S",
         help="the backbone's rate is LR * S (default 0.1; 1 with --weights none)")
-    add("--momentum", type=number(float, 0, 1), metavar="M", help="sgd (default 0.9) and rmsprop (default 0)")
-    add("--wd", "--weight-decay", dest="weight_decay", type=number(float, 0), metavar="D",
-        help="on weights, not on biases and norm layers; decoupled in adamw (default 0.01), L2 regularisation in the "
-             "others (default 0.0001)")
+    add("--layer-decay", type=share, default=1.0, metavar="D",
+        help="each layer group's rate is D times that of the next one towards the head (default %(default)s)")
+    add("--momentum", type=share, metavar="M", help="sgd (default 0.9) and rmsprop (default 0)")
+    add("--wd", "--weight-decay", dest="weight_decay", type=above, metavar="D",
+        help="on weights, not on biases and norm layers; decoupled in adamw (default 0.01), L2 in others (0.0001)")
     add("--schedule", choices=["cosine", "step", "constant", "plateau"], default="cosine", help="(default %(default)s)")
-    add("--warmup-epochs", type=number(float, 0), default=0.5, metavar="N", help="linear (default %(default)s)")
-    add("--step-epochs", type=number(int, 1), default=3, metavar="N",
-        help="step: epochs between cuts of the rate (default %(default)s)")
-    add("--plateau-epochs", type=number(int, 1), default=2, metavar="N",
+    add("--warmup-epochs", type=above, default=0.5, metavar="N", help="linear (default %(default)s)")
+    add("--step-epochs", type=positive, default=3, metavar="N", help="step: epochs between cuts (default %(default)s)")
+    add("--plateau-epochs", type=positive, default=2, metavar="N",
         help="plateau: epochs without a better --monitor before a cut (default %(default)s)")
-    add("--gamma", type=number(float, 0, 1), default=0.1, metavar="G",
-        help="step, plateau: factor of a cut (default %(default)s)")
-    add("--accumulate", type=number(int, 1), default=1, metavar="N",
-        help="batches per optimizer step (default %(default)s)")
-    add("--clip-grad", type=number(float, 0), default=0.0, metavar="NORM", help="longest gradient (default: any)")
+    add("--gamma", type=share, default=0.1, metavar="G", help="step, plateau: factor of a cut (default %(default)s)")
+    add("--accumulate", type=positive, default=1, metavar="N", help="batches per optimizer step (default %(default)s)")
+    add("--clip-grad", type=above, default=0.0, metavar="NORM", help="longest gradient (default: any)")
 
     add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=number(int, 1), default=15, metavar="N", help="(default %(default)s)")
-    add("--monitor", choices=["val_loss", "val_accuracy", "val_macro_f1"], default="val_accuracy",
-        help="what chooses best.pt and stops early (default %(default)s)")
+    add("--epochs", type=positive, default=15, metavar="N", help="(default %(default)s)")
+    add("--monitor", choices=["val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1"],
+        default="val_accuracy", help="what chooses best.pt and stops early (default %(default)s)")
     add("--patience", type=number(int, 0), default=0, metavar="N",
         help="stop after N epochs without a better --monitor (default 0: never)")
     add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision (default %(default)s)")
@@ -131,7 +125,7 @@ def build_parser():
     add("--resume", nargs="?", const="", metavar="FILE",
         help="go on from FILE; without FILE from --output's last.pt if there is one, else start afresh; options not "
              "typed come from the checkpoint")
-    add("--log-every", type=number(int, 1), default=10, metavar="N",
+    add("--log-every", type=positive, default=10, metavar="N",
         help="optimizer steps between looks at the loss (default %(default)s)")
     return parser
 
@@ -139,28 +133,25 @@ def build_parser():
 def read_arguments(argv):
     """Return the options, and the checkpoint of a run that is resumed (else None)."""
     parser = build_parser()
-    args, typed, saved = parser.parse_args(argv), checkpoint.typed_options(parser, argv), None
-    if args.resume is not None:
-        if not (args.resume or args.output):
-            parser.error("--resume without a file needs --output, the folder of the run to go on with")
-        file = Path(args.resume or Path(args.output, "last.pt"))
-        if args.resume or file.exists():
-            saved = checkpoint.load(file, script="train_classifier")
-            options = checkpoint.resume_options(typed, saved["options"], MAY_CHANGE)
-            args = argparse.Namespace(**vars(args) | options)
-            args.resume, args.output = str(file), typed.get("output", str(file.parent))
+    args, typed = parser.parse_args(argv), typed_options(parser, argv)
+    args, saved = checkpoint.resume_arguments(args, typed, "train_classifier", MAY_CHANGE)
     if not args.data and not args.list_layers:
         parser.error("--data is needed: a folder with one folder of pictures per class")
-    for option, applies, where in (
-        ("momentum", args.optimizer in ("sgd", "rmsprop"), "--optimizer sgd and rmsprop"),
-        ("class_weight_mean", args.class_weights, "--class-weights"),
-        ("step_epochs", args.schedule == "step", "--schedule step"),
-        ("plateau_epochs", args.schedule == "plateau", "--schedule plateau"),
-        ("gamma", args.schedule in ("step", "plateau"), "--schedule step and plateau"),
-        ("unfreeze", args.freeze != "none", "something frozen by --freeze"),
-    ):
-        if option in typed and not applies:
-            parser.error(f"--{option.replace('_', '-')} only has a meaning with {where}")
+    if args.loss == "cost" and not args.costs:
+        parser.error("--loss cost needs --costs, such as dog:cat=10")
+    by_class = args.loss in ("cross-entropy", "focal"), "--loss cross-entropy or focal"
+    blended = args.loss != "soft-f1", "a --loss other than soft-f1, which cannot blend classes"
+    refuse_idle(parser, typed, {
+        "momentum": (args.optimizer in ("sgd", "rmsprop"), "--optimizer sgd or rmsprop"),
+        "hidden": (args.head == "mlp", "--head mlp"),
+        "unfreeze": (args.freeze != "none", "something frozen by --freeze"),
+        "focal_gamma": (args.loss == "focal", "--loss focal"), "costs": (args.loss == "cost", "--loss cost"),
+        "class_weights": by_class, "label_smoothing": by_class, "mixup": blended, "cutmix": blended,
+        "class_weight_mean": (args.class_weights, "--class-weights"),
+        "step_epochs": (args.schedule == "step", "--schedule step"),
+        "plateau_epochs": (args.schedule == "plateau", "--schedule plateau"),
+        "gamma": (args.schedule in ("step", "plateau"), "--schedule step or plateau"),
+    })
     for option, default in (
         ("lr", DEFAULT_LR[args.optimizer]),
         ("weight_decay", 1e-2 if args.optimizer == "adamw" else 1e-4),
@@ -169,23 +160,12 @@ def read_arguments(argv):
     ):
         if getattr(args, option) is None:
             setattr(args, option, default)
-    # Two runs may start in the same second: the process number keeps them apart.
-    args.output = args.output or time.strftime(f"runs/train_classifier/%Y-%m-%d_%H-%M-%S_{os.getpid()}")
-    elsewhere = saved is None or Path(args.output).resolve() != file.resolve().parent
-    if elsewhere and os.path.isdir(args.output) and any(Path(args.output).glob("*.pt")):
-        parser.error(f"{args.output} already holds a run: go on with it by --resume {args.output}/last.pt, or give "
-                     "another --output")
     return args, saved
 
 
 def train(args, saved):
     # ---- 2 device and processes --------------------------------------------------------------------------------------
-    available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(available if args.device == "auto" else args.device)
-        torch.zeros(1, device=device).item()
-    except Exception as error:  # torch raises many kinds for devices that it does not have
-        raise ModelError(f"--device {args.device} cannot be used here: try --device {available}") from error
+    device = pick_device(args.device)
     gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
     torch.manual_seed(args.seed)  # for the new head's weights and for dropout
 
@@ -203,16 +183,25 @@ def train(args, saved):
     else:
         pretrained = load_pretrained(args.weights, args.model)
         preprocessing = preprocessing_for(pretrained, args.image_size)
-        options_to_build = build_options(args.model, preprocessing["image_size"], pretrained)
+        auxiliary = args.freeze != "backbone" or bool(args.unfreeze)  # they help a backbone that trains
+        options_to_build = build_options(args.model, preprocessing["image_size"], pretrained, auxiliary)
     model = build(args.model, **options_to_build)
 
     head = freeze.find_head(model)  # "fc" in a ResNet, "classifier.6" in a VGG, "heads.head" in a ViT
     old_head = model.get_submodule(head)
-    if isinstance(old_head, nn.Conv2d):  # SqueezeNet classifies with a 1x1 convolution
+    if args.head == "mlp":
+        new_head = mlp_head(old_head, len(classes), args.hidden)  # its dropout is 0.5
+    elif isinstance(old_head, nn.Conv2d):  # SqueezeNet classifies with a 1x1 convolution
         new_head = nn.Conv2d(old_head.in_channels, len(classes), kernel_size=1)
     else:
         new_head = nn.Linear(old_head.in_features, len(classes), bias=old_head.bias is not None)
     model.set_submodule(head, new_head)
+    for name in auxiliary_heads(model):  # of GoogLeNet and Inception; each is a small network with a last layer
+        block = model.get_submodule(name)
+        last = freeze.find_head(block)
+        block.set_submodule(last, nn.Linear(block.get_submodule(last).in_features, len(classes)))
+    if args.dropout is not None:
+        set_dropout(model, head, args.dropout)
     check_image_size(model.eval(), preprocessing["image_size"])
     if saved:
         model.load_state_dict(saved["model"])
@@ -220,31 +209,38 @@ def train(args, saved):
         same_classes = pretrained["classes"] in (None, classes)  # one of our checkpoints knows its classes
         said = load_weights(model, pretrained["state_dict"], head, same_classes)
         print(f"weights: {pretrained['source']}; {said}")
-    model.to(device, memory_format=torch.channels_last)
+    heads = (head, *auxiliary_heads(model))  # what no spec freezes
 
     # ---- 5 freezing --------------------------------------------------------------------------------------------------
-    freeze.freeze(model, args.freeze, head)  # requires_grad = False; train_mode() in section 10 does the other half
+    freeze.freeze(model, args.freeze, heads)  # requires_grad = False; train_mode() in section 10 does the other half
+    groups = freeze.param_groups(model, heads, args.lr, args.weight_decay, args.backbone_lr_scale, args.layer_decay)
     start_epoch, past = (saved["epoch"], saved["options"]["unfreeze"]) if saved else (0, [])
     thaws = freeze.plan_thaws(args.unfreeze, past, start_epoch)
-    for epoch, names in thaws.items():
-        freeze.select(model, names, head)  # a misspelt name is an error now, not hours later
-        if epoch >= max(args.epochs, start_epoch):
-            raise freeze.FreezeError(f"--unfreeze {epoch}:{names} never happens: the last epoch is {args.epochs - 1}")
-        if epoch < start_epoch:
-            freeze.thaw(model, names, head)
-    if args.batch_size == 1:  # can its BatchNorms train on a single picture?
-        check_image_size(freeze.train_mode(copy.deepcopy(model)).cpu(), preprocessing["image_size"])
+    freeze.check_thaws(thaws, max(args.epochs, start_epoch), model, heads, groups)  # now, not hours later
+    for epoch in [e for e in thaws if e < start_epoch]:
+        freeze.thaw(model, thaws[epoch], heads, groups)
+    if args.batch_size == 1 or len(heads) > 1:  # can BatchNorm train on single pictures, auxiliary heads on small ones?
+        check_image_size(freeze.train_mode(model), preprocessing["image_size"], args.batch_size)
     if args.weights.lower() == "none" and args.freeze != "none":
         print("warning: --freeze with --weights none keeps random layers as they are; they learn nothing")
+    model.to(device, memory_format=torch.channels_last)
 
     # ---- 6 loss ------------------------------------------------------------------------------------------------------
-    # Your own loss: any callable (logits (N, C) float32, labels (N,) int64) -> scalar can stand here instead.
+    # Your own loss: any callable (logits (N, C) float32, labels (N,) int64) -> scalar can stand here instead. With
+    # --mixup or --cutmix it gets class shares (N, C) in place of labels while training.
     weight = losses.class_weights(args.class_weights, classes, data.counts(images, "train"))
-    criterion = losses.CrossEntropy(weight, args.class_weight_mean, args.label_smoothing).to(device)
+    if args.loss == "focal":
+        criterion = losses.Focal(args.focal_gamma, weight, args.class_weight_mean, args.label_smoothing)
+    elif args.loss == "soft-f1":
+        criterion = losses.SoftF1()
+    elif args.loss == "cost":
+        criterion = losses.CostMatrix(losses.cost_matrix(args.costs, classes))
+    else:
+        criterion = losses.CrossEntropy(weight, args.class_weight_mean, args.label_smoothing)
+    criterion.to(device)
 
     # ---- 7 optimizer, schedule, scaler -------------------------------------------------------------------------------
-    # Backbone and head, each with and without weight decay. All parameters are in, so that a thaw needs nothing more.
-    groups = freeze.param_groups(model, head, args.lr, args.weight_decay, args.backbone_lr_scale)
+    # Every parameter is in, frozen or not, so that a thaw needs nothing more.
     optimizer_class = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
                        "rmsprop": torch.optim.RMSprop, "adagrad": torch.optim.Adagrad}[args.optimizer]
     momentum = {"momentum": args.momentum} if args.optimizer in ("sgd", "rmsprop") else {}
@@ -256,27 +252,19 @@ def train(args, saved):
     warmup_steps = round(args.warmup_epochs * steps_per_epoch)
     plateau_scale = 1.0  # what --schedule plateau has cut the rate to
 
-    def lr_at(step):
-        """The head's rate at optimizer step `step`: a plain function; only the plateau has a state to restore."""
+    def factor_at(step):
+        """The share of its peak rate that each group has at optimizer step `step`: a plain function of the step."""
         if step < warmup_steps:
-            return args.lr * (step + 1) / warmup_steps
+            return (step + 1) / warmup_steps
         if args.schedule == "cosine":  # down to zero (Loshchilov and Hutter, "SGDR", 2017)
             progress = (step - warmup_steps) / max(1, args.epochs * steps_per_epoch - warmup_steps)
-            return args.lr * 0.5 * (1 + math.cos(math.pi * progress))
+            return 0.5 * (1 + math.cos(math.pi * progress))
         if args.schedule == "step":
-            return args.lr * args.gamma ** (step // steps_per_epoch // args.step_epochs)
-        return args.lr * plateau_scale
+            return args.gamma ** (step // steps_per_epoch // args.step_epochs)
+        return plateau_scale
 
-    precision, reason = args.amp, "as given"
-    if args.amp == "auto" and saved and saved["device"] == device.type:
-        precision, reason = saved["precision"], "as before"
-    elif args.amp == "auto":
-        precision, reason = auto_precision(model, device)
-    if gpus > 1 and precision == "bf16":  # in the threads of DataParallel, autocast falls back to fp16
-        if args.amp == "bf16":
-            raise ModelError("--amp bf16 does not reach DataParallel's threads: use --amp fp16, or --device cuda:0")
-        precision, reason = "fp16", "DataParallel's threads know no other"
-    amp_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[precision]
+    amp = saved["precision"] if saved and args.amp == "auto" and saved["device"] == device.type else args.amp
+    precision, reason, amp_dtype = pick_precision(amp, model, device, gpus)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")  # bf16 has float32's range, needs none
 
     # ---- 8 resume ----------------------------------------------------------------------------------------------------
@@ -284,11 +272,7 @@ def train(args, saved):
     output = Path(args.output)
     options = vars(args) | {"data": os.path.abspath(args.data), "unfreeze": [f"{e}:{n}" for e, n in thaws.items()]}
     if saved:
-        images_per_step = saved["options"]["batch_size"] * saved["options"]["accumulate"]
-        if args.batch_size * args.accumulate != images_per_step:
-            raise checkpoint.CheckpointError(f"--batch-size times --accumulate is {args.batch_size * args.accumulate} "
-                                             f"but the run was started with {images_per_step}: keep the product")
-        settings = [{k: g[k] for k in ("lr_scale", "weight_decay")} for g in optimizer.param_groups]
+        settings = [{k: g[k] for k in ("peak_lr", "weight_decay")} for g in optimizer.param_groups]
         optimizer.load_state_dict(saved["optimizer"])  # brings back the momenta, and the old rates and decay too
         for group, now in zip(optimizer.param_groups, settings, strict=True):
             group.update(now)
@@ -311,7 +295,8 @@ def train(args, saved):
         """All that resuming and predict.py need, in tensors and plain values: read with weights_only=True."""
         return {
             "script": "train_classifier", "options": options, "machine": checkpoint.machine(),
-            "model": model.state_dict(), "head": head, "build": {"name": args.model, "options": options_to_build},
+            "model": model.state_dict(), "build": {"name": args.model, "options": options_to_build},
+            "head": head, "hidden": args.hidden if args.head == "mlp" else 0,
             "preprocessing": preprocessing, "classes": classes, "data": fingerprint,
             "optimizer": optimizer.state_dict(), "plateau_scale": plateau_scale, "scaler": scaler.state_dict(),
             "precision": precision, "device": device.type, "rng": checkpoint.rng_state(), "epoch": next_epoch,
@@ -327,6 +312,7 @@ def train(args, saved):
     size, resize_size, interpolation = (preprocessing[k] for k in ("image_size", "resize_size", "interpolation"))
     mean, std = (torch.tensor(preprocessing[k], device=device).view(3, 1, 1) for k in ("mean", "std"))
     augment = data.train_transform(size, args.augment, interpolation, resize_size)
+    mixer = data.mixer(len(classes), args.mixup, args.cutmix)
     train_images = data.ImageList(images.splits["train"], augment, args.seed, size=2 * size)  # twice: room for crops
     train_loader = data.make_loader(train_images, order, args.workers, pin_memory=device.type == "cuda")
 
@@ -348,7 +334,7 @@ def train(args, saved):
 
     val_loader = loader_of("val")
     print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
-          f"{freeze.group_table(model, head, args.lr, args.backbone_lr_scale)}\n")
+          f"{freeze.group_table(model, heads, optimizer.param_groups)}\n")
 
     if start_epoch >= args.epochs:
         print(f"all {start_epoch} epochs are done; to train longer, give more --epochs")
@@ -359,7 +345,8 @@ def train(args, saved):
         if epoch in thaws:
             if not (way_back := output / f"before_unfreeze_{epoch}.pt").exists():  # stays as it is when used
                 checkpoint.save(state_to_save(epoch), output, name=way_back.name)
-            print(f"thaw: {thaws[epoch]}, {freeze.thaw(model, thaws[epoch], head):,} parameters")
+            count = freeze.thaw(model, thaws[epoch], heads, optimizer.param_groups)
+            print(f"thaw: {thaws[epoch]}, {count:,} parameters")
 
         freeze.train_mode(network)  # model.train(), and eval() on every frozen part: no running statistics move there
         order.epoch, step = epoch, epoch * steps_per_epoch
@@ -370,9 +357,13 @@ def train(args, saved):
         bar = tqdm(data.batches(train_loader), f"epoch {epoch}", len(batch_sizes), leave=False, disable=None)
         for i, (x, y) in enumerate(bar):
             x, y = data.to_input(x, mean, std), y.to(device, non_blocking=True)
+            x, y = data.mix(x, y, mixer, args.seed, epoch, i)  # with --mixup, --cutmix: y becomes class shares
             with torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                logits = network(x)
+                outputs = network(x)
+            logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
             loss = criterion(logits.float(), y)  # in float32, out of autocast's reach
+            for more in auxiliary:
+                loss = loss + AUXILIARY_WEIGHT[args.model] * criterion(more.float(), y)
 
             # The batches of one optimizer step count by their share of its pictures; the last step may have fewer.
             first = i - i % args.accumulate
@@ -380,7 +371,7 @@ def train(args, saved):
             scaler.scale(loss * share).backward()
             seen += len(y)
             loss_sum += loss.detach() * len(y)  # stays on the device: .item() here would wait for it at every step
-            hits += (logits.detach().argmax(1) == y).sum()
+            hits += (logits.detach().argmax(1) == (y if y.ndim == 1 else y.argmax(1))).sum()
             if (i + 1) % args.accumulate and i + 1 < len(batch_sizes):
                 continue  # not yet the last batch of this optimizer step
 
@@ -392,7 +383,7 @@ def train(args, saved):
             if args.clip_grad:
                 nn.utils.clip_grads_with_norm_(trained, args.clip_grad, norm)
             for group in optimizer.param_groups:
-                group["lr"] = group["lr_scale"] * lr_at(step)
+                group["lr"] = group["peak_lr"] * factor_at(step)
             scaler.step(optimizer)  # passes over this step if fp16 has overflowed
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
@@ -409,10 +400,14 @@ def train(args, saved):
         scores = {"val_loss": criterion(outputs, labels).item()}
         losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", f"{again} --lr {args.lr / 2:g}")
         scores |= {f"val_{name}": value for name, value in metrics.scores(confusion).items()}
+        if len(classes) > 5:
+            scores["val_top5_accuracy"] = metrics.top_k_accuracy(outputs, labels, 5)
+        if args.loss == "cost":
+            scores["val_cost"] = metrics.mean_cost(confusion, criterion.costs)
         seconds = time.perf_counter() - started
         history.append({"epoch": epoch, "train_loss": train_loss, "train_accuracy": hits.item() / seen, **scores,
-                        "lr": lr_at(step - 1), "grad_norm": norm_sum.item() / steps_per_epoch, "seconds": seconds,
-                        "images_per_second": seen / train_seconds})
+                        "lr": args.lr * factor_at(step - 1), "grad_norm": norm_sum.item() / steps_per_epoch,
+                        "seconds": seconds, "images_per_second": seen / train_seconds})
 
         now = scores[args.monitor]
         is_best = best is None or (now < best if args.monitor == "val_loss" else now > best)
@@ -425,7 +420,8 @@ def train(args, saved):
         checkpoint.save(state_to_save(epoch + 1), output, best=is_best)
         checkpoint.write_csv(history, output / "history.csv")
         checkpoint.write_json(options, output / "args.json")
-        print(f"epoch {epoch:3d}  train_loss {train_loss:.4f}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items())
+        shown = dict.fromkeys(["train_loss", "val_loss", "val_accuracy", "val_macro_f1", args.monitor])
+        print(f"epoch {epoch:3d}  " + "  ".join(f"{k} {history[-1][k]:.4f}" for k in shown)
               + f"  lr {history[-1]['lr']:.1e}  {seconds:.1f} s{'  best' if is_best else ''}", flush=True)
 
     # ---- the end: best.pt, once, on the test split, which has chosen nothing -----------------------------------------
@@ -451,9 +447,12 @@ def list_layers(args):
     model = build(args.model, **options, **build_options(args.model, args.image_size or 224))
     head = freeze.find_head(model)
     freeze.freeze(model, args.freeze, head)
-    print(freeze.group_table(model, head, args.lr, args.backbone_lr_scale))
-    for epoch, names in freeze.plan_thaws(args.unfreeze).items():
-        print(f"epoch {epoch}: {freeze.thaw(model, names, head):,} parameters thaw ({names})")
+    groups = freeze.param_groups(model, head, args.lr, args.weight_decay, args.backbone_lr_scale, args.layer_decay)
+    thaws = freeze.plan_thaws(args.unfreeze)
+    freeze.check_thaws(thaws, args.epochs, model, head, groups)
+    print(freeze.group_table(model, head, groups))
+    for epoch, names in thaws.items():
+        print(f"epoch {epoch}: {freeze.thaw(model, names, head, groups):,} parameters thaw ({names})")
 
 
 def main(argv=None):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 import train_classifier
 from conftest import ROOT
@@ -48,3 +49,56 @@ def test_the_strategies_are_commands_that_the_script_understands(name):
     args = train_classifier.build_parser().parse_args(["--data", "x", *shlex.split(options)])
     assert (args.freeze == "backbone") == (name in ("head only", "gradual unfreezing"))
     assert (args.weights == "none") == (name == "from scratch")
+
+
+# ---- the sheet of augmentations
+
+
+def runs_of(mask):
+    """[(start, end), ...] of the runs of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def views_on(sheet):
+    """(rows, columns, height, width, 3): the views, found as what is mostly not white along whole rows and columns."""
+    ink = (sheet < 250).any(2)
+    ink[:, : sheet.shape[1] // 6] = False  # the names of the rows
+    rows = [run for run in runs_of(ink.mean(1) > 0.5) if run[1] - run[0] > 30]
+    inside = np.concatenate([ink[a:b] for a, b in rows])
+    columns = runs_of(inside.mean(0) > 0.5)
+    return np.array([[sheet[a:b, c:d] for c, d in columns] for a, b in rows])
+
+
+def test_the_sheet_shows_what_each_level_does(tmp_path, error_of):
+    # red and blue pictures that grow darker downwards and to the right, so that every crop and flip shows
+    darker = (np.add.outer(np.arange(60), 2 * np.arange(80))[..., None] / 6).clip(0, 35)
+    for split in ("train", "val"):
+        for kind, color in (("cat", (200, 40, 40)), ("dog", (40, 40, 200))):
+            (tmp_path / "x" / split / kind).mkdir(parents=True)
+            Image.fromarray((color - darker).astype(np.uint8)).save(tmp_path / "x" / split / kind / "1.png")
+    sheet = program("augmentations")
+    sheet.main(["--data", str(tmp_path / "x"), "--out", str(tmp_path / "sheet.png")])
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert (pixels[0] == 255).all() and (pixels[-1] == 255).all() and (pixels[:, [0, -1]] == 255).all()  # not cut off
+    views = views_on(pixels).astype(int)
+    assert views.shape[:2] == (6, 8) and views.shape[2] == views.shape[3] == sheet.SIDE
+    none, light, standard, strong, mixup, cutmix = views
+
+    def spread(row):  # of the brightness: the larger the crops, the wider
+        return np.ptp(row.sum(-1).reshape(8, -1), axis=1).mean()
+
+    assert (none[:4] == none[0]).all() and (none[4:] == none[4]).all()
+    for row in (light, standard, strong, mixup, cutmix):
+        assert len({view.tobytes() for view in row}) == 8
+    for row in (none, light, standard):  # cats stay red and dogs stay blue
+        assert (row[:4, ..., 0] > row[:4, ..., 2]).all() and (row[4:, ..., 0] < row[4:, ..., 2]).all()
+    assert spread(light) > spread(standard) and not np.array_equal(strong, standard)
+    for cat, dog in zip(mixup[:4], mixup[4:], strict=True):  # what the one gets of the other, the other gets of it
+        np.testing.assert_allclose(cat + dog, none[0] + none[4], atol=2)
+    for view in cutmix[:4]:
+        own, other = (view == none[0]).all(2), (view == none[4]).all(2)
+        assert (own ^ other).all() and own.any() and other.any()
+    missing = error_of(sheet.main, ["--data", str(tmp_path / "nowhere")])
+    assert missing == f"error: no such folder: {tmp_path / 'nowhere'}"
+    assert "cannot write" in error_of(sheet.main, ["--data", str(tmp_path / "x"), "--out", str(tmp_path)])

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 
+import arguments
 import checkpoint
 from checkpoint import CheckpointError
 from conftest import read
@@ -147,10 +148,10 @@ def test_options_not_typed_come_from_the_checkpoint():
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--thaw", action="append", default=[])
     parser.add_argument("--flag", action="store_true")
-    assert checkpoint.typed_options(parser, []) == {}
-    typed = checkpoint.typed_options(parser, ["--lr", "0.1", "--thaw", "a", "--thaw", "b", "--flag"])
+    assert arguments.typed_options(parser, []) == {}
+    typed = arguments.typed_options(parser, ["--lr", "0.1", "--thaw", "a", "--thaw", "b", "--flag"])
     assert typed == {"lr": 0.1, "thaw": ["a", "b"], "flag": True}
-    saved = {"lr": 0.5, "epochs": 7, "thaw": [], "flag": False}
+    saved = {"lr": 0.5, "epochs": 7, "thaw": [], "flag": False, "batch_size": 8, "accumulate": 2}
     assert checkpoint.resume_options({"lr": 0.2}, saved, {"lr"}) == saved | {"lr": 0.2}
     assert checkpoint.resume_options({"epochs": 7}, saved, {"lr"}) == saved
     with pytest.raises(CheckpointError, match="--epochs is 8 but the run was started with 7"):

@@ -1,5 +1,8 @@
 import os
+import random
 import shutil
+import struct
+import zlib
 from collections import Counter
 
 import numpy as np
@@ -132,15 +135,154 @@ def test_find_duplicates(tmp_path):
 # ---- decoding
 
 
-def test_decode_applies_exif_orientation(tmp_path):
-    picture = Image.new("RGB", (40, 20), "blue")
-    picture.paste("red", (0, 0, 20, 20))  # the left half
+def squares(mode, *colors):
+    """A picture of squares of 16 pixels side by side."""
+    if mode.startswith("I;16"):  # where Pillow pastes bytes, not numbers
+        numbers = np.array(colors, dtype=">u2" if mode == "I;16B" else "<u2").repeat(16)
+        return Image.frombytes(mode, (len(numbers), 16), numbers.tobytes() * 16)
+    picture = Image.new(mode, (16 * len(colors), 16))
+    for i, color in enumerate(colors):
+        picture.paste(color, (16 * i, 0, 16 * i + 16, 16))
+    return picture
+
+
+def assert_squares(path, expected, tolerance=1, **options):
+    """Compare the middle of each square with an (R, G, B), or a number for a grey."""
+    picture = data.decode(path, **options)
+    middle = picture.height // 2
+    found = [picture.getpixel((i * 2 * middle + middle, middle)) for i in range(len(expected))]
+    expected = [color if isinstance(color, tuple) else (color,) * 3 for color in expected]
+    assert picture.mode == "RGB" and picture.width == 2 * middle * len(expected)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+HALF_RED, RED, BLUE, WHITE = (200, 0, 0, 128), (200, 0, 0, 255), (0, 0, 200, 255), (255, 255, 255, 255)
+PALETTE = [200, 0, 0, 0, 200, 0, 0, 0, 200, 255, 255, 255]
+
+
+@pytest.mark.parametrize("name, mode, colors, options, expected", [
+    ("rgb.png", "RGB", [(200, 100, 0), (255, 255, 255)], {}, [(200, 100, 0), 255]),
+    ("rgb.jpg", "RGB", [(200, 100, 0), (255, 255, 255)], {"quality": 95}, [(200, 100, 0), 255]),
+    ("lossy.webp", "RGB", [(200, 100, 0), (255, 255, 255)], {"quality": 90}, [(200, 100, 0), 255]),
+    ("lossless.webp", "RGB", [(200, 100, 0), (255, 255, 255)], {"lossless": True}, [(200, 100, 0), 255]),
+    ("grey.jpg", "L", [0, 100, 255], {"quality": 95}, [0, 100, 255]),
+    ("grey.png", "L", [0, 100, 255], {}, [0, 100, 255]),
+    ("clear grey.png", "L", [0, 100, 101], {"transparency": 100}, [0, 255, 101]),
+    ("one bit.png", "1", [0, 255], {}, [0, 255]),
+    ("one bit.tif", "1", [0, 255], {}, [0, 255]),
+    # 16 bits: a 257th; 32 bits: a 257th too, unless all fit into 8 bits or some do not fit into 16
+    ("16 bit.png", "I;16", [0, 300, 32768, 65535], {}, [0, 1, 127, 255]),
+    ("dark 16 bit.tif", "I;16", [0, 100, 250], {}, [0, 0, 1]),
+    ("16 bit.tif", "I;16", [0, 300, 32768, 65535], {}, [0, 1, 127, 255]),
+    ("big endian.tif", "I;16B", [0, 300, 32768, 65535], {}, [0, 1, 127, 255]),
+    ("32 bit.tif", "I", [0, 25700, 65535], {}, [0, 100, 255]),
+    ("small 32 bit.tif", "I", [0, 100, 255], {}, [0, 100, 255]),
+    ("large 32 bit.tif", "I", [0, 2**30, 2**31 - 1], {}, [0, 127, 255]),
+    ("float.tif", "F", [0.0, 0.4, 1.0], {}, [0, 102, 255]),
+    ("large float.tif", "F", [0.0, 100.0, 255.0], {}, [0, 100, 255]),
+    ("no numbers.tif", "F", [float("nan"), float("inf"), -float("inf"), 0.4, 1.0], {}, [0, 0, 0, 102, 255]),
+    # what is half transparent is half white
+    ("alpha.png", "LA", [(0, 0), (0, 128), (200, 255)], {}, [255, 127, 200]),
+    ("rgba.png", "RGBA", [(200, 0, 0, 0), HALF_RED, RED, WHITE], {}, [255, (227, 127, 127), RED[:3], 255]),
+    ("rgba.webp", "RGBA", [(200, 0, 0, 0), HALF_RED, RED], {"lossless": True}, [255, (227, 127, 127), RED[:3]]),
+    ("lossy rgba.webp", "RGBA", [(200, 0, 0, 0), HALF_RED, RED], {"quality": 90}, [255, (227, 127, 127), RED[:3]]),
+    ("rgba.tif", "RGBA", [(200, 0, 0, 0), HALF_RED, RED], {}, [255, (227, 127, 127), RED[:3]]),
+    ("clear colour.png", "RGB", [RED[:3], BLUE[:3]], {"transparency": RED[:3]}, [255, BLUE[:3]]),
+    ("palette.png", "P", [0, 1, 2, 3], {}, [RED[:3], (0, 200, 0), BLUE[:3], 255]),
+    ("palette.gif", "P", [0, 1, 2, 3], {}, [RED[:3], (0, 200, 0), BLUE[:3], 255]),
+    ("opaque.png", "P", [0, 1, 2], {"transparency": bytes([255] * 4)}, [RED[:3], (0, 200, 0), BLUE[:3]]),
+    ("alphas.png", "P", [0, 1, 2], {"transparency": bytes([128, 0, 255])}, [(227, 127, 127), 255, BLUE[:3]]),
+    ("clear.png", "P", [0, 1, 2], {"transparency": 1}, [RED[:3], 255, BLUE[:3]]),
+    ("clear.gif", "P", [0, 1, 2], {"transparency": 1}, [RED[:3], 255, BLUE[:3]]),
+    # (255 - C) * (255 - K) / 255: white, red, grey, a dark cyan
+    ("cmyk.jpg", "CMYK", [(0, 0, 0, 0), (0, 255, 255, 0), (0, 0, 0, 128), (255, 0, 0, 64)], {"quality": 95},
+     [255, (255, 0, 0), 127, (0, 191, 191)]),
+    ("cmyk.tif", "CMYK", [(0, 0, 0, 0), (0, 255, 255, 0), (0, 0, 0, 128)], {}, [255, (255, 0, 0), 127]),
+])
+def test_decode_any_kind_to_rgb(tmp_path, name, mode, colors, options, expected):
+    picture = squares(mode, *colors)
+    if mode == "P":
+        picture.putpalette(PALETTE)
+    picture.save(tmp_path / name, **options)
+    lossy = name.endswith(".jpg") or name.startswith("lossy")
+    with Image.open(tmp_path / name) as stored:
+        assert stored.mode[0] == mode[0] or name == "palette.gif"  # else this would test something else
+    assert_squares(tmp_path / name, expected, tolerance=4 if lossy else 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+def test_cmyk_jpeg_is_inverted_as_adobe_does_and_as_torchvision_reads_it(tmp_path):
+    """Pillow writes and reads this file and could be wrong twice in the same way. torchvision has its own decoder."""
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError:
+        pytest.skip("torchvision has announced to drop its decoder, and has done so")
+    picture = squares("CMYK", (0, 0, 0, 0), (0, 255, 255, 0), (30, 20, 200, 64), (255, 0, 0, 0))
+    picture.save(tmp_path / "x.jpg", quality=95)
+    stored = torch.frombuffer(bytearray((tmp_path / "x.jpg").read_bytes()), dtype=torch.uint8)
+    assert b"Adobe" in bytes(stored.tolist())
+    expected = decode_jpeg(stored, ImageReadMode.RGB)[:, 8, 8::16].T.tolist()
+    np.testing.assert_allclose(expected[:2], [(255, 255, 255), (255, 0, 0)], rtol=0, atol=4)
+    assert_squares(tmp_path / "x.jpg", [tuple(color) for color in expected], tolerance=2)
+    assert data.decode(tmp_path / "x.jpg", size=8).size == (32, 8)
+    assert_squares(tmp_path / "x.jpg", [tuple(color) for color in expected], tolerance=4, size=8)
+
+
+def write_png(path, depth, kind, row, before=(), after=()):
+    """A PNG of one row, with (name, content) of chunks before and after the pixels: kinds that Pillow cannot write."""
+    channels = {0: 1, 2: 3, 4: 2, 6: 4}[kind]
+    pixels = struct.pack(f">{len(row)}{'H' if depth == 16 else 'B'}", *row)
+    header = struct.pack(">IIBBBBB", len(row) // channels, 1, depth, kind, 0, 0, 0)
+    chunks = [(b"IHDR", header), *before, (b"IDAT", zlib.compress(b"\0" + pixels)), *after, (b"IEND", b"")]
+    written = [struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c)) for name, c in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(written))
+
+
+@pytest.mark.parametrize("kind, row, clear, expected", [
+    (0, [0, 200 * 257, 65535], [200 * 257], [0, 255, 255]),
+    (0, [0, 200 * 257, 199 * 257], [], [0, 200, 199]),
+    (2, [65535, 100 * 257, 0, 300, 65535, 1000], [], [(255, 100, 0), (1, 255, 3)]),
+    (4, [0, 32896, 0, 65535, 51400, 65535, 0, 0], [], [127, 0, 200, 255]),
+    (6, [65535, 0, 0, 32896, 0, 0, 65535, 65535, 0, 0, 0, 0], [], [(255, 127, 127), (0, 0, 255), 255]),
+])
+def test_decode_16_bit_png_of_every_kind(tmp_path, kind, row, clear, expected):
+    """kind: 0 grey, 2 RGB, 4 grey with alpha, 6 RGB with alpha. clear: the value that the file calls transparent."""
+    chunk = (b"tRNS", struct.pack(f">{len(clear)}H", *clear))
+    write_png(tmp_path / "x.png", 16, kind, row, before=[chunk] if clear else ())
+    picture = data.decode(tmp_path / "x.png")
+    expected = [color if isinstance(color, tuple) else (color,) * 3 for color in expected]
+    assert picture.mode == "RGB"
+    np.testing.assert_allclose(np.asarray(picture)[0], expected, rtol=0, atol=1)
+
+
+# What the EXIF standard says: the sides of the upright picture to which the stored one's first row and column belong.
+EXIF_SIDES = {1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left"),
+              5: ("left", "top"), 6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom")}
+
+
+@pytest.mark.parametrize("number, ending", [*((n, "jpg") for n in EXIF_SIDES), (6, "webp"), (6, "png"), (6, "tif")])
+def test_decode_applies_exif_orientation(tmp_path, number, ending):
+    picture = Image.new("RGB", (64, 32))
+    for i, color in enumerate(("red", "lime", "blue", "white")):  # first row: red and lime, first column: red and blue
+        picture.paste(color, (i % 2 * 32, i // 2 * 16, i % 2 * 32 + 32, i // 2 * 16 + 16))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees: left becomes top
-    picture.save(tmp_path / "x.jpg", exif=exif, quality=95)
-    upright = data.decode(tmp_path / "x.jpg")
-    assert upright.size == (20, 40)
-    assert upright.getpixel((10, 8))[0] > 200 and upright.getpixel((10, 32))[2] > 200
+    exif[0x0112] = number
+    picture.save(tmp_path / f"x.{ending}", exif=exif)
+    upright = data.decode(tmp_path / f"x.{ending}")
+    assert upright.size == ((32, 64) if number > 4 else (64, 32))
+    bright = np.asarray(upright) > 128
+    named = {(1, 0, 0): "red", (0, 1, 0): "lime", (0, 0, 1): "blue", (1, 1, 1): "white"}
+    (a, b), (c, d) = [[named[tuple(bright[y, x].tolist())] for x in (4, -4)] for y in (4, -4)]
+    sides = {"top": {a, b}, "bottom": {c, d}, "left": {a, c}, "right": {b, d}}
+    row, column = EXIF_SIDES[number]
+    assert sides[row] == {"red", "lime"} and sides[column] == {"red", "blue"}
+
+
+def test_decode_applies_an_orientation_that_stands_behind_the_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    write_png(tmp_path / "x.png", 8, 0, [10, 20, 30], after=[(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))])
+    assert np.asarray(data.decode(tmp_path / "x.png"))[0, :, 0].tolist() == [30, 20, 10]
 
 
 def test_decode_scales_16_bit_and_does_not_clip(tmp_path):
@@ -151,30 +293,53 @@ def test_decode_scales_16_bit_and_does_not_clip(tmp_path):
     assert np.abs(found[..., 0].flatten() - np.arange(256)).max() <= 1
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGB", "LA", "RGBA", "F", "I"])
-def test_decode_any_mode_to_rgb(tmp_path, mode):
-    grey = Image.new("L", (8, 8), 255)
-    path = tmp_path / ("x.tif" if mode in ("CMYK", "F", "I") else "x.png")
-    grey.convert(mode).save(path)
-    picture = data.decode(path)
-    assert picture.mode == "RGB" and picture.getpixel((3, 3)) == (255, 255, 255)
+def draw_frames(path, *colors):
+    first, *others = [Image.new("RGB", (8, 8), color) for color in colors]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first.save(path, **({"save_all": True, "append_images": others} if others else {}))
+    with Image.open(path) as stored:
+        assert getattr(stored, "n_frames", 1) == len(colors)
+    return str(path)
 
 
-def test_decode_shows_transparent_parts_white(tmp_path):
-    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "x.png")
-    assert data.decode(tmp_path / "x.png").getpixel((3, 3)) == (255, 255, 255)
-    palette = Image.new("P", (8, 8), 0)
-    palette.putpalette([10, 20, 30, 40, 50, 60])
-    palette.putpixel((0, 0), 1)
-    palette.save(tmp_path / "y.gif", transparency=0)
-    assert data.decode(tmp_path / "y.gif").getpixel((3, 3)) == (255, 255, 255)
-    assert data.decode(tmp_path / "y.gif").getpixel((0, 0)) == (40, 50, 60)
+@pytest.mark.parametrize("ending", ["gif", "webp", "png", "tif"])
+def test_decode_takes_the_first_frame_or_page(tmp_path, ending):
+    path = draw_frames(tmp_path / f"x.{ending}", (200, 0, 0), (0, 0, 200), (0, 200, 0))
+    np.testing.assert_allclose(data.decode(path).getpixel((3, 3)), (200, 0, 0), rtol=0, atol=4)
 
 
-def test_decode_takes_the_first_frame(tmp_path):
-    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
-    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
-    assert data.decode(tmp_path / "x.gif").getpixel((3, 3))[0] > 200
+def test_animated_names_gif_and_webp_of_several_frames(tmp_path):
+    moving = [draw_frames(tmp_path / name, "red", "blue") for name in ("a.gif", "B.GIF", "c.webp")]
+    still = [draw_frames(tmp_path / name, "red") for name in ("d.gif", "e.webp", "f.jpg")]
+    unseen = [draw_frames(tmp_path / "g.png", "red", "blue")]
+    bad = [str(tmp_path / "nowhere.gif"), str(tmp_path / "broken.webp"), str(tmp_path / "wrong name.gif")]
+    (tmp_path / "broken.webp").write_bytes((tmp_path / "c.webp").read_bytes()[:40])
+    shutil.copy(tmp_path / "f.jpg", bad[2])
+    assert data.animated([*bad, *still, *moving, *unseen]) == moving
+
+
+def test_describe_names_animated_pictures(tmp_path):
+    draw_folder(tmp_path, train=2, val=1)
+    draw_frames(tmp_path / "train/cat/still.gif", "red")
+    assert "animated" not in data.describe(data.find_images(tmp_path))
+    draw_frames(tmp_path / "val/dog/0.webp", "red", "blue")
+    line = "note: 1 animated picture, of which the first frame is used: 0.webp"
+    assert line in data.describe(data.find_images(tmp_path)).splitlines()
+    for i in range(1, 7):
+        draw_frames(tmp_path / f"train/dog/{i}.gif", "red", "blue")
+    line = "note: 7 animated pictures, of which the first frame is used: 1.gif, 2.gif, 3.gif, 4.gif, 5.gif and 2 more"
+    assert line in data.describe(data.find_images(tmp_path)).splitlines()
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "gif", "webp", "tif", "bmp", "ppm"])
+def test_decode_does_not_pass_over_a_missing_end(tmp_path, ending):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"x.{ending}")
+    assert data.decode(tmp_path / f"x.{ending}").size == (32, 32)
+    whole = (tmp_path / f"x.{ending}").read_bytes()
+    (tmp_path / f"x.{ending}").write_bytes(whole[: len(whole) * 3 // 4])
+    with pytest.raises(OSError):
+        data.decode(tmp_path / f"x.{ending}")
 
 
 def test_decode_reduces_a_large_jpeg_but_never_below_size(tmp_path):
@@ -237,6 +402,87 @@ def test_augmentation_depends_on_epoch_and_index(pictures):
     assert torch.equal(plain[(0, 0)][0], plain[(1, 0)][0])
 
 
+@pytest.mark.parametrize("augment", data.AUGMENT)
+@pytest.mark.parametrize("shape", [(90, 70), (1, 600), (600, 1), (3, 5), (1, 1)])
+def test_every_level_takes_pictures_of_any_shape(augment, shape):
+    for interpolation in ("bilinear", "bicubic"):
+        transform = data.train_transform(32, augment, interpolation)
+        for seed in range(20):
+            torch.manual_seed(seed)
+            found = transform(torch.randint(0, 256, (3, *shape), dtype=torch.uint8))
+            assert found.dtype == torch.uint8 and found.shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("augment", data.AUGMENT)
+def test_every_level_draws_from_seed_epoch_and_index_only(tmp_path, augment):
+    path = tmp_path / "x.png"  # noise: no two crops look the same
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)).save(path)
+
+    def view(seed, epoch, index):
+        listed = data.ImageList([(path, 0)] * 20, data.train_transform(32, augment), seed)
+        return listed[(epoch, index)][0]
+
+    generators = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    keys = [(s, e, i) for s in (0, 1) for e in range(10) for i in (0, 19)]
+    views = [view(*key) for key in keys]
+    assert random.getstate() == generators[0] and np.random.get_state()[1].tolist() == generators[1]
+    assert torch.equal(torch.get_rng_state(), generators[2])
+    for generator in (random.seed, np.random.seed, torch.manual_seed):
+        generator(12345)
+    assert all(torch.equal(a, view(*key)) for a, key in zip(views, keys, strict=True))
+    assert len({v.numpy().tobytes() for v in views}) == (1 if augment == "none" else len(views))
+
+
+def places(height, width):
+    """A picture whose red and green are each pixel's x and y, from 0 to 255."""
+    y, x = torch.meshgrid(torch.linspace(0, 255, height), torch.linspace(0, 255, width), indexing="ij")
+    return torch.stack([x, y, torch.full_like(x, 128)]).round().to(torch.uint8)
+
+
+def views_of(picture, transform, seeds=200):
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        yield transform(picture)
+
+
+def test_how_much_of_the_picture_each_level_shows():
+    def shown(view):
+        """Shares of the width and the height, and whether left and right are swapped."""
+        (left, right), (top, bottom) = view[0, 32, [0, -1]].tolist(), view[1, [0, -1], 32].tolist()
+        grow = 64 / 63 / 255  # from the distance of the outer pixels' centres to that of the edges
+        return abs(right - left) * grow, (bottom - top) * grow, left > right
+
+    def sizes_of(level, height, width):
+        return [shown(view) for view in views_of(places(height, width), data.train_transform(64, level))]
+
+    for augment, smallest, ratio in (("light", 0.8, 1.11), ("standard", 0.35, 4 / 3)):
+        sizes = sizes_of(augment, 256, 256)
+        areas = [w * h for w, h, _ in sizes]
+        assert smallest - 0.02 < min(areas) < smallest + 0.05 and 0.95 < max(areas) < 1.02, augment
+        ratios = [w / h for w, h, _ in sizes]
+        assert 1 / ratio - 0.03 < min(ratios) < 0.95 and 1.05 < max(ratios) < ratio + 0.03, augment
+        assert 60 < sum(flipped for _, _, flipped in sizes) < 140, augment
+    # of a 3:2 photograph, "light" shows most of the square in the centre: 2/3 of the width, and not always the same
+    sizes = sizes_of("light", 200, 300)
+    assert 0.78 < min(1.5 * w * h for w, h, _ in sizes) < 0.85 and max(w for w, _, _ in sizes) < 0.69
+    assert len({(round(w, 2), round(h, 2)) for w, h, _ in sizes}) > 50
+
+
+def test_standard_is_the_crop_and_the_flip_and_strong_goes_on_from_there():
+    crop = v2.RandomResizedCrop(64, scale=(0.35, 1.0), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
+    standard = v2.Compose([crop, v2.RandomHorizontalFlip()])
+    bilinear = v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)
+    strong = v2.Compose([standard, bilinear, v2.RandomErasing(p=0.25, value=0)])
+    for name, expected in (("standard", standard), ("strong", strong)):
+        ours, theirs = (views_of(places(80, 100), t) for t in (data.train_transform(64, name), expected))
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), name
+
+
+def test_unknown_level():
+    with pytest.raises(data.DataError, match="no such augmentation: wild; there are none, light, standard, strong"):
+        data.train_transform(32, "wild")
+
+
 def test_mix_seed_uses_every_number():
     seeds = {data.mix_seed(s, e, i) for s in range(5) for e in range(5) for i in range(5)}
     seeds |= {data.mix_seed(s, e) for s in range(5) for e in range(5)}  # the order of an epoch is no picture's seed
@@ -285,3 +531,95 @@ def test_eval_transform_is_torchvisions_preset():
     one_level = 1 / 255 / min(preset.std) + 1e-5  # the preset resizes in float and rounds, v2 in uint8: one grey level
     torch.testing.assert_close(ours[0], preset(picture), rtol=0, atol=one_level)
     assert (ours[0] - preset(picture)).abs().mean() < one_level / 4
+
+
+# ---- MixUp and CutMix
+
+
+def batch(length=6, channels_last=True):
+    """Pictures of which no two pixels are the same, and labels of three classes, no two neighbours of one class."""
+    x = torch.randn(length, 3, 16, 12, generator=torch.Generator().manual_seed(3))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return x.contiguous(memory_format=layout), torch.arange(length) % 3
+
+
+def share_of_first(y, shares):
+    """The share of each picture's own class, where that of the picture before it is another one."""
+    own = shares.gather(1, y[:, None])[:, 0]
+    other = shares.gather(1, y.roll(1, 0)[:, None])[:, 0]
+    torch.testing.assert_close(shares.sum(1), torch.ones(len(y)))
+    torch.testing.assert_close(own + other, torch.ones(len(y)))
+    return own
+
+
+@pytest.mark.parametrize("step", range(10))
+def test_mixup_is_the_weighted_mean_with_the_picture_before(step):
+    x, y = batch()
+    mixed, shares = data.mix(x, y, data.mixer(3, mixup=1.0), 0, 2, step)
+    lam = share_of_first(y, shares)
+    assert shares.shape == (6, 3) and shares.dtype == torch.float32 and len(set(lam.tolist())) == 1
+    lam = lam.view(-1, 1, 1, 1)
+    torch.testing.assert_close(mixed, lam * x + (1 - lam) * x.roll(1, 0))
+
+
+@pytest.mark.parametrize("step", range(10))
+def test_cutmix_puts_a_rectangle_of_the_picture_before_into_each(step):
+    x, y = batch()
+    mixed, shares = data.mix(x, y, data.mixer(3, cutmix=1.0), 0, 2, step)
+    own, other = (mixed == x).all(1), (mixed == x.roll(1, 0)).all(1)
+    assert (own ^ other).all() and torch.equal(other, other[:1].expand_as(other))
+    assert torch.equal(other[0], other[0].any(1)[:, None] & other[0].any(0)[None])  # a rectangle
+    torch.testing.assert_close(share_of_first(y, shares), own.float().mean((1, 2)))
+
+
+def test_both_alphas_choose_one_for_each_batch():
+    x, y = batch()
+    found = [data.mix(x, y, data.mixer(3, mixup=1.0, cutmix=1.0), 0, 0, step)[0] for step in range(60)]
+    cut = [bool(((mixed == x) | (mixed == x.roll(1, 0))).all()) for mixed in found]
+    assert 15 < sum(cut) < 45
+    assert data.mixer(3) is None and data.mix(x, y, None, 0, 0, 0) == (x, y)
+
+
+def test_alpha_is_that_of_the_beta_distribution():
+    x, y = batch(2)
+    for alpha, variance in ((0.2, 1 / 4 / 1.4), (1.0, 1 / 12)):  # 1 / 4 / (2 alpha + 1)
+        lams = [data.mix(x, y, data.mixer(3, mixup=alpha), step)[1][0, 0].item() for step in range(1000)]
+        assert abs(np.mean(lams) - 0.5) < 0.05 and abs(np.var(lams) - variance) < 0.015
+    small, large = ([(data.mix(x, y, data.mixer(3, cutmix=alpha), step)[0] == x).all(1).float().mean().item()
+                     for step in range(300)] for alpha in (0.05, 20))  # integers too
+    assert np.mean(np.greater(small, 0.99)) > 0.2 and np.mean(np.greater(large, 0.99)) < 0.01
+
+
+@pytest.mark.parametrize("alphas", [(0.4, 0), (0, 1.0), (0.4, 1.0)])
+def test_mixing_draws_from_its_numbers_only(alphas):
+    x, y = batch()
+    mixer = data.mixer(3, *alphas)
+    before = torch.get_rng_state()
+    found = [data.mix(x, y, mixer, *numbers) for numbers in ((0, 1, 2), (0, 1, 3), (0, 2, 2), (1, 1, 2))]
+    assert torch.equal(torch.get_rng_state(), before)  # dropout draws from this
+    torch.manual_seed(99)
+    again = data.mix(x, y, data.mixer(3, *alphas), 0, 1, 2)
+    assert torch.equal(again[0], found[0][0]) and torch.equal(again[1], found[0][1])
+    assert len({mixed.numpy().tobytes() for mixed, _ in found}) == len(found)
+
+
+def test_the_seed_of_a_batch_is_never_that_of_a_picture(monkeypatch):
+    seen = []
+    monkeypatch.setattr(data, "mix_seed", lambda *numbers: seen.append(len(numbers)) or 0)
+    for numbers in ((1,), (1, 2), (1, 2, 3)):
+        data.mix(*batch(), data.mixer(3, 1.0), *numbers)
+    assert min(seen) > 3  # ImageList's has three numbers, the order's two
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_mixing_keeps_the_layout_and_takes_any_length(length, channels_last):
+    x, y = batch(length, channels_last)
+    for mixer in (data.mixer(3, mixup=1.0), data.mixer(3, cutmix=1.0)):
+        original = x.clone()
+        mixed, shares = data.mix(x, y, mixer, 0)
+        assert mixed.stride() == x.stride() and mixed.dtype == torch.float32 and shares.shape == (length, 3)
+        assert torch.equal(x, original)
+        if length == 1:  # its own neighbour
+            torch.testing.assert_close(mixed, x)
+            torch.testing.assert_close(shares, torch.tensor([[1.0, 0.0, 0.0]]))

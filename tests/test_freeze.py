@@ -167,13 +167,13 @@ def test_requires_grad_alone_would_not_freeze_a_batchnorm(resnet):
 def test_param_groups_decay_no_bias_and_no_norm(resnet):
     freeze.freeze(resnet, "backbone", "fc")
     groups = freeze.param_groups(resnet, "fc", 0.5, weight_decay=0.1, backbone_lr_scale=0.25)
-    assert all(g["lr"] == 0.5 * g["lr_scale"] for g in groups)
-    settings = {id(p): (g["weight_decay"], g["lr_scale"]) for g in groups for p in g["params"]}
+    assert all(g["lr"] == g["peak_lr"] for g in groups)
+    settings = {id(p): (g["weight_decay"], g["peak_lr"]) for g in groups for p in g["params"]}
     assert len(settings) == sum(len(g["params"]) for g in groups) == len(list(resnet.parameters()))
     for name, module in resnet.named_modules():  # another route than the number of dimensions: the type of the layer
         for kind, parameter in module.named_parameters(recurse=False):
             decays = kind == "weight" and isinstance(module, (nn.Conv2d, nn.Linear))
-            assert settings[id(parameter)] == (0.1 if decays else 0.0, 1.0 if name == "fc" else 0.25), name
+            assert settings[id(parameter)] == (0.1 if decays else 0.0, 0.5 if name == "fc" else 0.125), name
 
 
 def test_param_groups_decay_no_tokens_and_no_embeddings():
@@ -187,7 +187,116 @@ def test_param_groups_decay_no_tokens_and_no_embeddings():
 
 def test_group_table(resnet):
     freeze.freeze(resnet, "to:layer3", "fc")
-    rows = {line.split()[0]: line for line in freeze.group_table(resnet, "fc", lr=0.01, backbone_lr_scale=0.1).splitlines()}
+    groups = freeze.param_groups(resnet, "fc", lr=0.01, backbone_lr_scale=0.1)
+    rows = {line.split()[0]: line for line in freeze.group_table(resnet, "fc", groups).splitlines()}
     assert "frozen" in rows["layer3"] and "trains" in rows["layer4"] and rows["layer4"].endswith("0.001")
     assert rows["fc"].endswith("0.01") and "1,026" in rows["fc"]
     assert "11,177,538" in rows["total"]
+
+
+# ---- layer groups, rates, freezing again
+
+
+def test_freeze_to_and_unfreeze_as_in_fastai(resnet):
+    groups = freeze.layer_groups(resnet, "fc")
+    for n in (-1, -3, 0, 2, 6):
+        freeze.freeze_to(resnet, n, "fc")
+        assert frozen(resnet) == {name for group in list(groups.values())[:n] for name in group}, n
+    freeze.unfreeze(resnet)
+    assert not frozen(resnet)
+    freeze.freeze_to(resnet, -1)  # the head is found where it is not named
+    assert {n for n, p in resnet.named_parameters() if p.requires_grad} == {"fc.weight", "fc.bias"}
+    for n in (7, -8):
+        with pytest.raises(freeze.FreezeError, match=f"7 layer groups .*: n must be from -7 to 6, not {n}"):
+            freeze.freeze_to(resnet, n)
+
+
+def test_an_auxiliary_head_is_never_frozen_and_has_the_heads_rate():
+    model = torchvision.models.googlenet(num_classes=2, init_weights=False)
+    heads = ("fc", "aux1", "aux2")
+    found = freeze.layer_groups(model, heads)
+    assert {"aux1", "aux2", "inception4a"} < set(found) and list(found)[-1] == "fc"
+    for spec in ("backbone", "all", "aux1,conv1", "to:fc"):
+        freeze.freeze(model, spec, heads)
+        assert "conv1.conv.weight" in frozen(model)
+        assert not any(n.startswith(heads) for n in frozen(model)), spec
+    rates = {g["layer"]: g["peak_lr"] for g in freeze.param_groups(model, heads, 1.0, 0, 0.5, layer_decay=0.5)}
+    assert (rates["fc"], rates["aux1"], rates["aux2"]) == (1, 1, 1)
+    assert (rates["inception5b"], rates["inception5a"], rates["inception4e"]) == (0.5, 0.25, 0.125)
+    assert "aux1 (auxiliary head)" in freeze.group_table(model, heads)
+
+
+def test_to_a_layer_takes_the_class_token_along():
+    vit = torchvision.models.vit_b_32(num_classes=2)
+    freeze.freeze(vit, "to:conv_proj", "heads.head")
+    assert frozen(vit) == {"class_token", "conv_proj.weight", "conv_proj.bias"}
+    freeze.freeze(vit, "to:encoder.layers.encoder_layer_0", "heads.head")
+    assert {"class_token", "encoder.pos_embedding"} < frozen(vit)
+    assert not any("encoder_layer_1" in n for n in frozen(vit))
+    freeze.freeze(vit, "class_token", "heads.head")
+    assert frozen(vit) == {"class_token"}
+
+
+def test_layer_decay_by_hand(resnet):
+    rates = {g["layer"]: g["peak_lr"] for g in freeze.param_groups(resnet, "fc", 1.0, 0, 0.1, layer_decay=0.5)}
+    assert rates == pytest.approx({"fc": 1, "layer4": 0.1, "layer3": 0.05, "layer2": 0.025, "layer1": 0.0125,
+                                   "bn1": 0.00625, "conv1": 0.003125})
+
+
+def test_a_rate_for_each_stage(resnet):
+    freeze.freeze(resnet, "backbone", "fc")
+    groups = freeze.param_groups(resnet, "fc", 1.0, 0.1, 0.1)
+
+    def rates():
+        return {g["layer"]: g["peak_lr"] for g in groups}
+
+    before = rates()
+    freeze.thaw(resnet, "layer4@1e-4,layer3", "fc", groups)
+    assert rates() == before | {"layer4": 1e-4}
+    assert not any(n.startswith(("layer3.", "layer4.")) for n in frozen(resnet))
+    assert {g["lr"] for g in groups} == {1.0, 0.1}  # the loop sets it, from peak_lr
+    freeze.thaw(resnet, "all@0", "fc", groups)
+    assert rates() == dict.fromkeys(before, 0.0) | {"fc": 1.0}  # the head keeps its own
+    freeze.thaw(resnet, "bn@0.5", "fc", groups)  # in a ResNet these are whole groups: those without decay
+    assert {g["peak_lr"] for g in groups if g["layer"] != "fc" and not g["weight_decay"]} == {0.5}
+
+
+@pytest.mark.parametrize("spec, words", [
+    ("layer4@fast", "'layer4@fast': 'fast' is no learning rate"), ("layer4@-1", "is no learning rate"),
+    ("layer4@", "is no learning rate"), ("layer4@nan", "is no learning rate"), ("layer4@inf", "is no learning rate"),
+    ("layer4.0@1e-4", "are a part of layer4 only: write layer4@RATE"), ("layer9@1e-4", "'layer9' matches no layer"),
+])
+def test_rates_that_cannot_be_set(resnet, spec, words):
+    groups = freeze.param_groups(resnet, "fc", 1.0)
+    with pytest.raises(freeze.FreezeError, match=words):
+        freeze.check_thaws({1: spec}, 3, resnet, "fc", groups)
+    assert {g["peak_lr"] for g in groups} == {1.0}
+
+
+def test_plan_thaws_of_a_resumed_run():
+    assert freeze.plan_thaws(["1:layer4", "3:all"], ["1:layer4", "2:bn"], 2) == {1: "layer4", 3: "all"}
+    assert freeze.plan_thaws(["3:all"], ["1:layer4@1e-4", "2:bn"], 2) == {1: "layer4@1e-4", 3: "all"}
+    assert freeze.plan_thaws(["1:layer4@1e-5"], ["1:layer4@1e-4"], 2) == {1: "layer4@1e-5"}  # rates may change
+    with pytest.raises(freeze.FreezeError, match="before epoch 2 cannot be changed: that was 1:layer4@1e-4"):
+        freeze.plan_thaws(["1:layer3@1e-4"], ["1:layer4@1e-4"], 2)
+
+
+@pytest.mark.parametrize("make", [
+    lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9), lambda groups: torch.optim.AdamW(groups),
+    lambda groups: torch.optim.RMSprop(groups, momentum=0.9), lambda groups: torch.optim.Adagrad(groups),
+])
+def test_freezing_again_leaves_no_momentum_and_no_decay_that_moves(resnet, make):
+    """Trained for two steps, frozen again, trained on: what is frozen stands still bit for bit."""
+    optimizer = make(freeze.param_groups(resnet, "fc", 0.1, weight_decay=0.1))
+    for step in range(5):
+        if step == 2:
+            before = {k: v.clone() for k, v in resnet.state_dict().items()}
+            freeze.freeze(resnet, "to:layer4", "fc")
+        freeze.train_mode(resnet)(torch.randn(4, 3, 32, 32)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert {k for k, v in resnet.state_dict().items() if not torch.equal(v, before[k])} == {"fc.weight", "fc.bias"}
+    freeze.unfreeze(resnet)  # and trains again
+    freeze.train_mode(resnet)(torch.randn(4, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(resnet.conv1.weight, before["conv1.weight"])

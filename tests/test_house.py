@@ -14,7 +14,7 @@ from conftest import ROOT
 
 SCRIPTS = ["train_classifier.py"]
 TORCH_ONLY = ["freeze.py", "losses.py", "metrics.py", "checkpoint.py"]
-HELPERS = [*TORCH_ONLY, "model.py", "data.py"]
+HELPERS = [*TORCH_ONLY, "arguments.py", "model.py", "data.py"]
 README = (ROOT / "README.md").read_text()
 
 

@@ -2,31 +2,53 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import losses
-from losses import CrossEntropy, LossError, class_weights, l1_penalty
+from losses import CostMatrix, CrossEntropy, Focal, LossError, SoftF1, class_weights, cost_matrix, l1_penalty
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.3, 0.2], [-1.0, 1.0, 3.0], [0.1, 0.2, -0.4]])
 LABELS = torch.tensor([0, 2, 2, 1])
 WEIGHT = [1.0, 5.0, 0.5]
+COSTS = [[0.0, 10.0, 1.0], [2.0, 0.0, 1.0], [1.0, 3.0, 0.0]]
+ONE_HOT = F.one_hot(LABELS, 3).float()
+SHARES = 0.7 * ONE_HOT + 0.3 * ONE_HOT.flip(0)  # a batch mixed with itself, as MixUp does
+CRITERIA = {
+    **{f"cross-entropy {mean}": CrossEntropy(torch.tensor(WEIGHT), mean, 0.1) for mean in ("weighted", "plain")},
+    **{f"focal {mean}": Focal(0.5, torch.tensor(WEIGHT), mean, 0.1) for mean in ("weighted", "plain")},
+    "soft F1": SoftF1(),
+    "costs": CostMatrix(torch.tensor(COSTS)),
+}
+every_criterion = pytest.mark.parametrize("criterion", CRITERIA.values(), ids=CRITERIA.keys())
+every_criterion_with_shares = pytest.mark.parametrize(
+    "criterion", [c for name, c in CRITERIA.items() if name != "soft F1"], ids=[n for n in CRITERIA if n != "soft F1"])
+both_means = pytest.mark.parametrize("mean", ["weighted", "plain"])
 
 
-def by_hand(mean, smoothing=0.0):
-    """Cross-entropy from its definition, in plain Python floats."""
+def softmax(row):
+    total = sum(math.exp(v) for v in row)
+    return [math.exp(v) / total for v in row]
+
+
+def by_hand(mean, smoothing=0.0, gamma=0.0, target=ONE_HOT):
+    """Cross-entropy, and focal loss, from their definition, in plain Python floats."""
     total = weights = 0.0
-    for row, label in zip(LOGITS.tolist(), LABELS.tolist(), strict=True):
-        log_sum = math.log(sum(math.exp(v) for v in row))
-        nll = [WEIGHT[c] * (log_sum - v) for c, v in enumerate(row)]
-        total += (1 - smoothing) * nll[label] + smoothing / 3 * sum(nll)
-        weights += WEIGHT[label]
+    for row, shares in zip(LOGITS.tolist(), target.tolist(), strict=True):
+        nll = [WEIGHT[c] * (1 - p) ** gamma * -math.log(p) for c, p in enumerate(softmax(row))]
+        total += (1 - smoothing) * sum(t * v for t, v in zip(shares, nll, strict=True)) + smoothing / 3 * sum(nll)
+        weights += sum(t * w for t, w in zip(shares, WEIGHT, strict=True))
     return total / (weights if mean == "weighted" else len(LABELS))
 
 
-@pytest.mark.parametrize("mean", ["weighted", "plain"])
+@both_means
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_by_hand(mean, smoothing):
-    loss = CrossEntropy(torch.tensor(WEIGHT), mean=mean, label_smoothing=smoothing)(LOGITS, LABELS)
-    assert loss.item() == pytest.approx(by_hand(mean, smoothing), rel=1e-6)
+@pytest.mark.parametrize("target, shares", [(LABELS, ONE_HOT), (SHARES, SHARES)], ids=["labels", "shares"])
+def test_cross_entropy_and_focal_by_hand(mean, smoothing, target, shares):
+    loss = CrossEntropy(torch.tensor(WEIGHT), mean=mean, label_smoothing=smoothing)(LOGITS, target)
+    assert loss.item() == pytest.approx(by_hand(mean, smoothing, target=shares), rel=1e-6)
+    for gamma in (0.5, 2):
+        loss = Focal(gamma, torch.tensor(WEIGHT), mean, smoothing)(LOGITS, target)
+        assert loss.item() == pytest.approx(by_hand(mean, smoothing, gamma, shares), rel=1e-6)
 
 
 def test_the_two_senses_of_a_class_weight():
@@ -36,17 +58,231 @@ def test_the_two_senses_of_a_class_weight():
     assert CrossEntropy(torch.tensor([10.0, 1, 1]), mean="plain")(LOGITS, same) == pytest.approx(10 * plain.item())
 
 
-def test_cross_entropy_is_pytorchs_own_without_options():
+def test_cross_entropy_is_pytorchs_own():
+    weight = torch.tensor(WEIGHT)
     assert torch.equal(CrossEntropy()(LOGITS, LABELS), torch.nn.CrossEntropyLoss()(LOGITS, LABELS))
-    with pytest.raises(LossError, match="weighted"):
-        CrossEntropy(mean="sum")
+    theirs = torch.nn.CrossEntropyLoss(weight, label_smoothing=0.1)
+    assert torch.equal(CrossEntropy(weight, label_smoothing=0.1)(LOGITS, LABELS), theirs(LOGITS, LABELS))
+    # With shares, theirs divides by the number of samples: our other mean.
+    assert CrossEntropy(weight, "plain", 0.1)(LOGITS, SHARES).item() == pytest.approx(theirs(LOGITS, SHARES).item())
 
 
-def test_gradient():
+@both_means
+@pytest.mark.parametrize("target", [LABELS, SHARES], ids=["labels", "shares"])
+@pytest.mark.parametrize("weight", [None, torch.tensor(WEIGHT)], ids=["no weight", "weight"])
+def test_focal_of_gamma_0_is_cross_entropy(mean, target, weight):
+    focal, plain = Focal(0, weight, mean, 0.1), CrossEntropy(weight, mean, 0.1)
+    assert focal(LOGITS.double(), target).item() == pytest.approx(plain(LOGITS.double(), target).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [-1, 0.25])
+def test_focal_of_two_classes_is_torchvisions(alpha):
+    from torchvision.ops import sigmoid_focal_loss
+
+    z, labels = torch.tensor([2.0, -1.5, 0.1, -4.0]), torch.tensor([1, 1, 0, 0])
+    weight = None if alpha < 0 else torch.tensor([1 - alpha, alpha])
+    loss = Focal(2, weight, mean="plain")(torch.stack([torch.zeros(4), z], 1), labels)
+    expected = sigmoid_focal_loss(z, labels.float(), alpha=alpha, gamma=2, reduction="mean")
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("row, expected", [
+    ([0.0, 0.0], [-math.log(2), -math.log(2)]),
+    ([30.0, 0.0], [-30 - math.log1p(math.exp(-30)), -math.log1p(math.exp(-30))]),  # p rounds to 1
+    ([-1e4, 0.0, 1e4, 0.0], [0, 0, -1e4 + math.log(2), 0]),
+    ([1.0, 2.0, 3.0], [math.log(1 - p) for p in softmax([1, 2, 3])]),
+])
+def test_log_one_minus(row, expected):
+    found = losses._log_one_minus(torch.tensor([row, row[::-1]]))  # two rows, each with its own most probable class
+    assert found[0].tolist() == pytest.approx(expected, rel=1e-6, abs=0)
+    assert found[1].tolist() == pytest.approx(expected[::-1], rel=1e-6, abs=0)
+
+
+def test_soft_f1_of_decisions_is_one_minus_macro_f1():
+    """Counted by hand. The class 3 is predicted twice and never occurs."""
+    labels, predictions = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 1, 3, 3])
+    logits = torch.full((6, 4), -1e4).scatter(1, predictions[:, None], 1e4)
+    f1 = [2 * 2 / (2 + 3), 2 * 1 / (2 + 2), 0]  # twice the hits / (predicted + true)
+    assert SoftF1()(logits, labels).item() == pytest.approx(1 - sum(f1) / 3, rel=1e-6)
+
+
+def test_soft_f1_by_hand():
+    p = [softmax(row) for row in LOGITS.tolist()]
+    f1 = [2 * sum(row[c] for row, label in zip(p, LABELS.tolist(), strict=True) if label == c)
+          / (sum(row[c] for row in p) + LABELS.tolist().count(c)) for c in range(3)]
+    assert SoftF1()(LOGITS, LABELS).item() == pytest.approx(1 - sum(f1) / 3, rel=1e-6)
+
+
+def test_cost_matrix_by_hand():
+    loss = CostMatrix(torch.tensor(COSTS))
+    each = [[sum(cost * -math.log(1 - p) for cost, p in zip(costs, softmax(row), strict=True)) for costs in COSTS]
+            for row in LOGITS.tolist()]  # [sample][class it could be]
+    expected = sum(row[label] for row, label in zip(each, LABELS.tolist(), strict=True)) / 4
+    assert loss(LOGITS, LABELS).item() == pytest.approx(expected, rel=1e-6)
+    mixed = sum(t * v for r, row in zip(SHARES.tolist(), each, strict=True) for t, v in zip(r, row, strict=True)) / 4
+    assert loss(LOGITS, SHARES).item() == pytest.approx(mixed, rel=1e-6)
+
+
+def test_cost_matrix_of_two_classes_is_weighted_cross_entropy():
+    logits, labels = LOGITS[:, :2], torch.tensor([0, 1, 1, 0])
+    expected = CrossEntropy(torch.tensor([10.0, 3.0]), mean="plain")(logits, labels)
+    loss = CostMatrix(torch.tensor([[0.0, 10.0], [3.0, 0.0]]))(logits, labels)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def minimise(criterion, shares):
+    """The softmax (C,) at which the criterion is least for samples of these class shares."""
+    logits = torch.zeros(1, len(shares), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=500, line_search_fn="strong_wolfe", tolerance_grad=1e-10,
+                                  tolerance_change=0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = criterion(logits, torch.tensor([shares], dtype=torch.float64))
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return logits.detach().softmax(1)[0].tolist()
+
+
+def test_the_cheapest_decision_is_the_most_probable_class_of_the_optimum():
+    shares, costs = [0.5, 0.3, 0.2], [[0.0, 1.0, 1.0], [4.0, 0.0, 2.0], [3.0, 2.0, 0.0]]
+    risk = [sum(q * row[j] for q, row in zip(shares, costs, strict=True)) for j in range(3)]
+    assert risk == pytest.approx([1.8, 0.9, 1.1])  # class 0 is the most probable, class 1 the cheapest decision
+    p = minimise(CostMatrix(torch.tensor(costs)), shares)
+    assert p.index(max(p)) == 1
+    # R_j / (1 - p_j) is the same for all j: their sum over 1 - p_j, which add up to 2.
+    assert [r / (1 - v) for r, v in zip(risk, p, strict=True)] == pytest.approx([sum(risk) / 2] * 3, rel=1e-6)
+    # Where all mistakes cost the same, the optimum is the shares.
+    assert minimise(CostMatrix(1 - torch.eye(3)), shares) == pytest.approx(shares, rel=1e-6)
+
+
+def test_the_slow_start_with_many_classes():
+    for criterion, expected in ((CostMatrix(1 - torch.eye(100)), -0.01), (CrossEntropy(), -0.99)):
+        logits = torch.zeros(1, 100, requires_grad=True)
+        criterion(logits, torch.tensor([7])).backward()
+        assert logits.grad[0, 7].item() == pytest.approx(expected, rel=1e-6)
+
+
+# ---- all of them
+
+
+@every_criterion_with_shares
+def test_one_hot_shares_are_labels(criterion):
+    assert criterion(LOGITS, ONE_HOT).item() == pytest.approx(criterion(LOGITS, LABELS).item(), rel=1e-6)
+    assert criterion(LOGITS, SHARES).item() != pytest.approx(criterion(LOGITS, LABELS).item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["cross-entropy plain", "focal plain", "costs"])
+def test_the_loss_of_mixed_labels_is_the_mix_of_losses(name):
+    criterion = CRITERIA[name]
+    expected = 0.7 * criterion(LOGITS, LABELS) + 0.3 * criterion(LOGITS, LABELS.flip(0))
+    assert criterion(LOGITS, SHARES).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@every_criterion
+def test_gradient(criterion):
     logits = LOGITS.double().requires_grad_()
-    for mean in ("weighted", "plain"):
-        criterion = CrossEntropy(torch.tensor(WEIGHT).double(), mean=mean, label_smoothing=0.1)
-        assert torch.autograd.gradcheck(lambda x, c=criterion: c(x, LABELS), logits)
+    for target in (LABELS,) if isinstance(criterion, SoftF1) else (LABELS, SHARES):
+        assert criterion(logits, target).dtype == torch.float64
+        assert torch.autograd.gradcheck(lambda x, t=target: criterion(x, t), logits)
+
+
+@every_criterion
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_of_16_bits_are_computed_in_float32(criterion, dtype):
+    logits = (10 * LOGITS).to(dtype)
+    for target in (LABELS,) if isinstance(criterion, SoftF1) else (LABELS, SHARES, SHARES.to(dtype)):
+        loss = criterion(logits, target)
+        assert loss.dtype == torch.float32
+        assert torch.equal(loss, criterion(logits.float(), target))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(criterion(logits, target), loss)
+
+
+@every_criterion
+@pytest.mark.parametrize("row", [[100.0, -100, 0], [1e4, 1e4, -1e4], [-1e4, 0, 1e4]])
+def test_extreme_logits_have_finite_losses_and_gradients(criterion, row):
+    for labels in ([0, 1, 2], [0, 0, 0]):
+        logits = torch.tensor([row] * 3, requires_grad=True)
+        loss = criterion(logits, torch.tensor(labels))
+        loss.backward()
+        assert loss.isfinite() and logits.grad.isfinite().all()
+
+
+def joined(criterion):
+    """The loss of one step of two batches, of three images and of one, joined by their share of the images."""
+    return (3 / 4 * criterion(LOGITS[:3], LABELS[:3]) + 1 / 4 * criterion(LOGITS[3:], LABELS[3:])).item()
+
+
+@pytest.mark.parametrize("name", ["cross-entropy plain", "focal plain", "costs"])
+def test_plain_means_add_up(name):
+    assert joined(CRITERIA[name]) == pytest.approx(CRITERIA[name](LOGITS, LABELS).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [CrossEntropy, Focal])
+def test_each_batch_divides_a_weighted_mean_by_its_own_sum_of_weights(make):
+    criterion = make(weight=torch.tensor(WEIGHT))
+    each = [make(weight=torch.tensor(WEIGHT), mean="plain")(x[None], y[None]).item()
+            for x, y in zip(LOGITS, LABELS, strict=True)]  # weights 1, 0.5, 0.5 and 5
+    assert criterion(LOGITS, LABELS).item() == pytest.approx(sum(each) / 7, rel=1e-6)
+    assert joined(criterion) == pytest.approx(3 / 4 * sum(each[:3]) / 2 + 1 / 4 * each[3] / 5, rel=1e-6)
+    assert joined(criterion) != pytest.approx(sum(each) / 7, rel=0.01)
+
+
+def test_soft_f1_is_that_of_each_batch_alone_over_its_own_classes():
+    p = [softmax(row) for row in LOGITS.tolist()]
+    f1 = [2 * p[0][0] / (sum(row[0] for row in p[:3]) + 1),
+          2 * (p[1][2] + p[2][2]) / (sum(row[2] for row in p[:3]) + 2)]
+    expected = 3 / 4 * (1 - sum(f1) / 2) + 1 / 4 * (1 - 2 * p[3][1] / (p[3][1] + 1))
+    assert joined(SoftF1()) == pytest.approx(expected, rel=1e-6)
+    assert joined(SoftF1()) != pytest.approx(SoftF1()(LOGITS, LABELS).item(), rel=0.01)
+
+
+@every_criterion
+@pytest.mark.parametrize("logits, target", [
+    (LOGITS, LABELS[:, None]), (LOGITS, LABELS[:1]), (LOGITS, LABELS.int()), (LOGITS[:, :, None], LABELS),
+    (LOGITS[0], LABELS[:3]),
+])
+def test_targets_that_do_not_fit_are_refused(criterion, logits, target):
+    with pytest.raises(LossError, match=r"do not fit .*: give logits \(N, C\) and int64 labels \(N,\) or class shares"):
+        criterion(logits, target)
+
+
+@every_criterion_with_shares
+@pytest.mark.parametrize("shares", [SHARES[:, :1], SHARES[:1], SHARES[:, :2], SHARES[:, 0]])
+def test_shares_that_do_not_fit_are_refused(criterion, shares):
+    with pytest.raises(LossError, match=r"do not fit"):
+        criterion(LOGITS, shares)
+
+
+@every_criterion_with_shares
+def test_another_number_of_classes_is_refused(criterion):
+    with pytest.raises(LossError, match="logits of 2 classes need a weight or a row of costs for each, not 3"):
+        criterion(LOGITS[:, :2], LABELS.clamp(max=1))
+
+
+@pytest.mark.parametrize("make, words", [
+    (lambda: CrossEntropy(mean="sum"), "must be 'weighted' or 'plain', not 'sum'"),
+    (lambda: Focal(mean="sum"), "must be 'weighted' or 'plain', not 'sum'"),
+    (lambda: CrossEntropy(label_smoothing=1.5), "from 0 to 1, not 1.5"),
+    (lambda: Focal(label_smoothing=-0.1), "from 0 to 1, not -0.1"),
+    (lambda: Focal(gamma=-1), "gamma must be 0 .* not -1"), (lambda: Focal(gamma=math.nan), "gamma .* not nan"),
+    (lambda: SoftF1()(LOGITS, SHARES), "soft F1 needs labels, not class shares: switch MixUp and CutMix off"),
+    (lambda: CostMatrix(torch.zeros(2, 3)), r"a table \(C, C\), not \(2, 3\)"),
+    (lambda: CostMatrix(torch.zeros(4)), r"a table \(C, C\), not \(4,\)"),
+    (lambda: CostMatrix(torch.ones(2, 2)), "zero on the diagonal"),
+    (lambda: CostMatrix(torch.eye(2) - 1), "none below zero"),
+    (lambda: CostMatrix(torch.tensor([[0, math.inf], [1, 0]])), "finite"),
+])
+def test_settings_refused(make, words):
+    with pytest.raises(LossError, match=words) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+# ---- what is typed
 
 
 def test_class_weights():
@@ -59,12 +295,47 @@ def test_class_weights():
 
 
 @pytest.mark.parametrize("spec, words", [
-    ("bird=2", "unknown class 'bird'; the classes are cat, dog"), ("dog", "neither 'balanced' nor"), ("dog=x", "not a number"),
-    ("dog=-1", "above zero"), ("dog=nan", "above zero"), ("dog=0", "above zero"), ("", "neither"),
+    ("bird=2", "unknown class 'bird'; the classes are cat, dog$"), ("dog", "neither 'balanced' nor"),
+    ("dog=x", "not a number"), ("dog=-1", "above zero"), ("dog=nan", "above zero"), ("dog=0", "above zero"),
+    ("", "neither"), ("dog=1e31", "the weight of class 'dog' is 1e31; it must be above zero, and finite"),
 ])
 def test_class_weights_refused(spec, words):
     with pytest.raises(LossError, match=words):
         class_weights(spec, ["cat", "dog"], [3, 1])
+
+
+def test_cost_matrix_from_words():
+    costs = cost_matrix("dog:cat=10, cat:dog=2.5", ["cat", "dog", "horse"])
+    assert costs.dtype == torch.float32
+    assert costs.tolist() == [[0, 2.5, 1], [10, 0, 1], [1, 1, 0]]  # rows: truth
+    assert cost_matrix("a=b:c=2", ["a=b", "c"]).tolist() == [[0, 2], [1, 0]]
+    # A dog (the second row) that is called a cat.
+    loss = CostMatrix(costs)(torch.tensor([[1e2, 0, 0]]), torch.tensor([1]))
+    assert loss.item() == pytest.approx(10 * (100 - math.log(2)), rel=1e-6)
+
+
+@pytest.mark.parametrize("spec, words", [
+    ("dog:cat", "costs 'dog:cat' are not like cat:horse=10,horse:cat=2$"), ("dog=10", "are not like"),
+    ("", "are not like"), ("dog=cat:10", "are not like"), ("dog:cat=1,", "are not like"),
+    ("dog:bird=2", "costs name an unknown class 'bird'; the classes are cat, dog, horse$"),
+    ("bird:dog=2", "unknown class 'bird'"),
+    ("dog:dog=2", "costs name 'dog:dog', which is no mistake and costs nothing: leave it out"),
+    ("dog:cat=x", "the cost of 'dog:cat' is 'x', which is not a number"),
+    *[(f"dog:cat={v}", f"the cost of 'dog:cat' is {v}; it must be above zero, and finite")
+      for v in ("0", "-1", "nan", "inf", "1e31", "1e-31")],
+])
+def test_cost_matrix_refused(spec, words):
+    with pytest.raises(LossError, match=words):
+        cost_matrix(spec, ["cat", "dog", "horse"])
+
+
+def test_separators_in_the_name_of_a_class():
+    for classes, words in ((["a,b", "c"], "a comma"), (["a:b", "c"], "a comma or a colon")):
+        with pytest.raises(LossError, match=rf"\(rename a class with {words}( or a colon)?\)$"):
+            cost_matrix(f"{classes[0]}:c=2", classes)
+    with pytest.raises(LossError, match=r"\(rename a class with a comma\)$"):
+        class_weights("a,b=2", ["a,b", "c"], [1, 1])
+    assert class_weights("a:b=2", ["a:b", "c"], [1, 1]).tolist() == [2, 1]
 
 
 def test_check_finite():

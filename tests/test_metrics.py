@@ -23,7 +23,79 @@ def test_precision_recall_f1_by_hand():
     harmonic = [2 / (1 / p + 1 / r) for p, r in ((2 / 4, 2 / 4), (2 / 4, 2 / 3), (1 / 2, 1 / 2))]
     assert f1.tolist() == pytest.approx([*harmonic, 0])
     found = metrics.scores(metrics.confusion_matrix(PREDICTIONS, LABELS, 4))
-    assert found == {"accuracy": 0.5, "macro_f1": pytest.approx(sum(harmonic) / 4)}
+    balanced = (2 / 4 + 2 / 3 + 1 / 2 + 0) / 4
+    assert found == pytest.approx({"accuracy": 0.5, "balanced_accuracy": balanced, "macro_f1": sum(harmonic) / 4})
+
+
+# Computed once with scikit-learn 1.9.1, which the tests do without:
+#   precision_recall_fscore_support(labels, predictions, labels=range(4), average=None, zero_division=0)
+#   precision_recall_fscore_support(..., average="macro"), accuracy_score(labels, predictions)
+#   balanced_accuracy_score(labels, predictions)
+# By hand, the first example (LABELS, PREDICTIONS): recall of class 1 is 2/3, F1 of class 1 is 2 * 2 / (4 + 3) = 4/7,
+# macro F1 is (1/2 + 4/7 + 1/2 + 0) / 4 = 11/28. The second: precision of class 0 is 4/5 and its F1 2 * 4 / (5 + 6) =
+# 8/11; class 3 does not occur in the truth, so that balanced accuracy is (4/6 + 2/3 + 0/1) / 3 = 4/9, not / 4.
+SKLEARN = [
+    dict(
+        labels=LABELS.tolist(), predictions=PREDICTIONS.tolist(),
+        precision=[0.5, 0.5, 0.5, 0.0], recall=[0.5, 0.6666666666666666, 0.5, 0.0],
+        f1=[0.5, 0.5714285714285714, 0.5, 0.0], macro=[0.375, 0.41666666666666663, 0.39285714285714285],
+        accuracy=0.5, balanced_accuracy=0.41666666666666663,
+    ),
+    dict(
+        labels=[0, 0, 0, 0, 0, 0, 1, 1, 1, 2], predictions=[0, 0, 0, 0, 1, 3, 1, 1, 3, 0],  # 2 is never predicted
+        precision=[0.8, 0.6666666666666666, 0.0, 0.0], recall=[0.6666666666666666, 0.6666666666666666, 0.0, 0.0],
+        f1=[0.7272727272727273, 0.6666666666666666, 0.0, 0.0],
+        macro=[0.3666666666666667, 0.3333333333333333, 0.3484848484848485],
+        accuracy=0.6, balanced_accuracy=0.4444444444444444,
+    ),
+]
+
+
+@pytest.mark.parametrize("known", SKLEARN)
+def test_against_scikit_learn(known):
+    labels, predictions = torch.tensor(known["labels"]), torch.tensor(known["predictions"])
+    confusion = metrics.confusion_matrix(predictions, labels, 4)
+    found = metrics.precision_recall_f1(confusion)
+    for values, name, macro in zip(found, ("precision", "recall", "f1"), known["macro"], strict=True):
+        assert values.tolist() == pytest.approx(known[name], abs=1e-12)
+        assert values.mean().item() == pytest.approx(macro, abs=1e-12)
+    assert metrics.scores(confusion) == pytest.approx(
+        {"accuracy": known["accuracy"], "balanced_accuracy": known["balanced_accuracy"], "macro_f1": known["macro"][2]},
+        abs=1e-12,
+    )
+    line = next(line for line in metrics.report(confusion, list("abcd")).splitlines() if line.startswith("macro mean"))
+    assert line.split()[2:] == [*(f"{value:.4f}" for value in known["macro"]), "10"]
+
+
+def test_top_k_accuracy_against_scikit_learn():
+    # top_k_accuracy_score(LABELS, outputs, k=k, labels=range(4)) of scikit-learn 1.9.1. By hand: the true class has
+    # rank 1 1 2 3 1 1 2 1 3 2 in the rows, so 5/10 are within the first, 8/10 within the first two, all within three.
+    outputs = torch.tensor([[5.0, 2, 1, 0], [4, 1, 3, 0], [2, 6, 1, 0], [1, 0, 7, 2], [1, 5, 0, 2],
+                            [0, 4, 2, 3], [6, 3, 1, 2], [1, 2, 8, 0], [0, 3, 1, 2], [4, 0, 1, 3]])
+    assert outputs.argmax(1).tolist() == PREDICTIONS.tolist()
+    assert [metrics.top_k_accuracy(outputs, LABELS, k) for k in (1, 2, 3, 4)] == [0.5, 0.8, 1.0, 1.0]
+    for k in (0, 5):
+        with pytest.raises(ValueError, match=f"1..4, the number of classes, not {k}"):
+            metrics.top_k_accuracy(outputs, LABELS, k)
+    with pytest.raises(ValueError, match="length"):
+        metrics.top_k_accuracy(outputs, LABELS[:1], 2)
+
+
+def test_mean_cost_by_adding_up_samples():
+    confusion = metrics.confusion_matrix(PREDICTIONS, LABELS, 4)
+    costs = torch.tensor([[0, 1, 1, 1], [2, 0, 1, 1], [5, 4, 0, 1], [9, 2, 2, 0]]).float() / 2
+    # the wrong pairs (truth, prediction): (0, 1), (0, 2), (1, 0), (2, 1), (3, 0)
+    assert metrics.mean_cost(confusion, costs) == pytest.approx((1 + 1 + 2 + 4 + 9) / 2 / 10)
+    assert metrics.mean_cost(confusion, 1 - torch.eye(4)) == pytest.approx(1 - metrics.scores(confusion)["accuracy"])
+    assert metrics.mean_cost(confusion, torch.eye(4)) == pytest.approx(0.5)  # a right answer may cost something too
+    with pytest.raises(ValueError, match="shape"):
+        metrics.mean_cost(confusion, costs[0])
+
+
+def test_no_samples_at_all():
+    none = torch.zeros(4, 4, dtype=torch.int64)
+    assert metrics.scores(none) == {"accuracy": 0, "balanced_accuracy": 0, "macro_f1": 0}
+    assert metrics.mean_cost(none, torch.ones(4, 4)) == metrics.top_k_accuracy(torch.ones(0, 4), LABELS[:0], 2) == 0
 
 
 def test_report():

@@ -158,7 +158,8 @@ def test_a_mismatch_lists_keys(weights):
     for odd in ({"fc.weight": torch.ones(())}, {"fc.bias": torch.ones(1000)}):
         assert "left out" in load(state_dict | odd, num_classes=7)[1]
     without = {k: v for k, v in state_dict.items() if k != "fc.weight"}
-    assert "not in the file" in load(without, num_classes=7)[1]
+    assert "left out: the file's consists of fc.bias" in load(without, num_classes=7)[1]
+    assert "not in the file" in load({k: v for k, v in without.items() if k != "fc.bias"}, num_classes=7)[1]
     with pytest.raises(ModelError, match="not finite: conv1.0.weight"):
         load(state_dict | {"conv1.0.weight": torch.full((24, 3, 3, 3), torch.nan)}, num_classes=7)
 

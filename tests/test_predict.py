@@ -90,8 +90,8 @@ def test_weights_only_loads_into_plain_torchvision(run, tmp_path, pictures, erro
 
 @pytest.mark.parametrize("argv, words", [
     (["nowhere.jpg"], "no such picture, folder or glob: nowhere.jpg"), (["*.none"], "no such picture, folder or glob"),
-    ([], "name pictures, folders or globs"), (["x", "--top-k", "0"], "--top-k must be 1 or more"),
-    (["x", "-b", "0"], "--batch-size must be 1 or more"), (["x", "--device", "gpu9"], "--device gpu9 cannot be used here"),
+    ([], "name pictures, folders or globs"), (["x", "--top-k", "0"], "--top-k: 0 is out of range"),
+    (["x", "-b", "0"], "--batch-size: 0 is out of range"), (["x", "-j", "-1"], "--workers: -1 is out of range"), (["x", "--device", "gpu9"], "--device gpu9 cannot be used here"),
 ])
 def test_bad_input(run, error_of, argv, words):
     assert words in error_of(predict.main, ["--checkpoint", str(run / "best.pt"), *argv])

@@ -209,12 +209,12 @@ def test_what_best_holds_loads_into_plain_torchvision(train):
     assert sorted(os.listdir(run)) == ["args.json", "best.pt", "history.csv", "last.pt", "test_predictions.csv"]
     assert json.loads((run / "args.json").read_text())["model"] == MODEL
     row = history(run)[0]
-    assert list(row) == ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1", "lr",
-                         "grad_norm", "seconds", "images_per_second"]
+    assert list(row) == ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy",
+                         "val_macro_f1", "lr", "grad_norm", "seconds", "images_per_second"]
     assert 0 <= float(row["val_accuracy"]) <= 1
 
 
-@pytest.mark.parametrize("monitor, better", [("val_loss", min), ("val_accuracy", max), ("val_macro_f1", max)])
+@pytest.mark.parametrize("monitor, better", [("val_loss", min), ("val_accuracy", max), ("val_balanced_accuracy", max)])
 def test_best_is_the_first_epoch_of_the_best_monitored_value(train, monitor, better):
     run = train("--monitor", monitor, epochs=4, lr=0.01)
     values = [float(row[monitor]) for row in history(run)]
@@ -356,8 +356,9 @@ def test_every_optimizer_is_pytorchs_with_its_decay(train, monkeypatch, name, ki
     assert [type(o).__name__ for o in made] == [kind, kind]
     assert {g["weight_decay"] for g in made[0].param_groups} == {0.01 if name == "adamw" else 0.0001, 0}
     for group in made[1].param_groups:
-        assert group["weight_decay"] == (0 if "no decay" in group["name"] else 0.25)
+        assert group["weight_decay"] == (0.25 if all(p.ndim > 1 for p in group["params"]) else 0)
         assert group.get("momentum", 0) == (0.9 if name == "sgd" else 0)
+    assert sum(g["weight_decay"] == 0.25 for g in made[1].param_groups) == 6  # of each of the six layer groups
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
