@@ -110,7 +110,7 @@ def write_weights(name, file):
     model = build(name, fill=True, **models.build_options(name, size_of(name), auxiliary=True)).train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = 1.0
+            module.momentum = 0.5  # no variance below a half: few pictures, and no layer may blow up
     with torch.no_grad():
         model(torch.randn(4, 3, size_of(name), size_of(name)))
     torch.save(model.state_dict(), file)

@@ -10,7 +10,7 @@ import torchvision
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 MODEL = "shufflenet_v2_x0_5"  # 0.3 million parameters, with BatchNorm; layers conv1, stage2-4, conv5, fc
 

@@ -8,7 +8,9 @@ import torch
 import torchvision
 from torch import nn
 
+import freeze
 import model as models
+from all_models import QuickInit
 from conftest import MODEL, changed
 from model import ModelError
 
@@ -230,3 +232,90 @@ def test_auto_precision_avoids_depthwise_convolutions_on_a_cpu(monkeypatch):
     assert models.auto_precision(fresh("mobilenet_v3_small"), cpu)[0] == "off"
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     assert models.auto_precision(fresh("resnet18"), cpu) == ("off", "this CPU has no bf16 instructions")
+
+
+# ---- heads
+
+
+@pytest.mark.parametrize("name, kinds", [
+    ("resnet18", "Linear ReLU Dropout Linear"), ("squeezenet1_1", "Conv2d ReLU Dropout Conv2d"),
+])
+def test_mlp_head(name, kinds):
+    net = fresh(name, num_classes=9)
+    head = "fc" if name == "resnet18" else "classifier.1"
+    old = net.get_submodule(head)
+    new = models.mlp_head(old, 3, hidden=7, dropout=0.25)
+    assert " ".join(type(layer).__name__ for layer in new) == kinds and new[2].p == 0.25
+    net.set_submodule(head, new)
+    assert net.eval()(torch.randn(2, 3, 64, 64)).shape == (2, 3)
+    inside = old.in_channels if name != "resnet18" else old.in_features
+    assert sum(p.numel() for p in new.parameters()) == (inside + 1) * 7 + (7 + 1) * 3
+
+
+@pytest.mark.parametrize("name, found", [
+    ("vgg11", ["classifier.2", "classifier.5"]), ("efficientnet_b0", ["classifier.0"]), ("alexnet", ["classifier.0", "classifier.3"]),
+    ("squeezenet1_1", ["classifier.0"]), ("inception_v3", ["dropout"]), ("googlenet", ["dropout"]),
+    ("mobilenet_v3_small", ["classifier.2"]), ("resnet18", None), ("vit_b_32", None), ("swin_t", None),
+])
+def test_set_dropout_reaches_the_heads_side_alone(name, found):
+    options = {"aux_logits": True} if name in models.AUXILIARY_WEIGHT else {}
+    with QuickInit(fill=False):
+        net = fresh(name, num_classes=2, **options)
+    head = freeze.find_head(net)
+    if found is None:
+        with pytest.raises(ModelError, match="has no dropout before its head: --dropout needs --head mlp here"):
+            models.set_dropout(net, head, 0.125)
+        net.set_submodule(head, models.mlp_head(net.get_submodule(head), 2))
+        found = [f"{head}.2"]
+    models.set_dropout(net, head, 0.125)
+    assert [n for n, m in net.named_modules() if isinstance(m, nn.Dropout) and m.p == 0.125] == found
+
+
+def test_a_head_of_another_kind_or_size_is_left_out(weights):
+    plain = torch.load(weights, weights_only=True)
+    mlp = fresh(num_classes=2)
+    mlp.fc = models.mlp_head(mlp.fc, 2, hidden=5)
+    kept = {k: v.clone() for k, v in mlp.state_dict().items()}
+    assert "left out: the file's consists of fc.weight, fc.bias" in models.load_weights(mlp, plain, "fc")
+    for key, value in mlp.state_dict().items():
+        assert torch.equal(value, kept[key] if key.startswith("fc.") else plain[key]), key
+    linear = fresh(num_classes=2)
+    assert "left out: the file's consists of fc.0.weight" in models.load_weights(linear, kept, "fc")
+    wider = fresh(num_classes=2)
+    wider.fc = models.mlp_head(wider.fc, 2, hidden=6)
+    assert "left out: the file's is of another size" in models.load_weights(wider, kept, "fc")
+
+
+# ---- auxiliary heads
+
+
+@pytest.mark.parametrize("name, heads", [("googlenet", ("aux1", "aux2")), ("inception_v3", ("AuxLogits",)), (MODEL, ())])
+def test_auxiliary_heads(name, heads):
+    with QuickInit(fill=True):
+        net = fresh(name, num_classes=3, **models.build_options(name, 299, auxiliary=True))
+    assert models.auxiliary_heads(net) == heads
+    if heads:
+        plain = models.build_options(name, 299)
+        with QuickInit(fill=False):
+            assert models.auxiliary_heads(fresh(name, num_classes=3, **plain)) == ()
+    assert models.build_options("inception_v3", 298, auxiliary=True)["aux_logits"] is False  # they cannot take it
+
+
+def test_weights_with_and_without_auxiliary_heads():
+    def net(classes, aux_logits):
+        with QuickInit(fill=True):
+            return fresh("googlenet", num_classes=classes, aux_logits=aux_logits)
+
+    def load_into(target, source):
+        before = {k: v.clone() for k, v in target.state_dict().items()}
+        models.load_weights(target, source.state_dict(), "fc")
+        return before, target.state_dict(), source.state_dict()
+
+    before, after, there = load_into(net(2, True), net(9, True))
+    for key in after:  # the last layers have another size; all else comes from the file
+        own = key.startswith(("fc.", "aux1.fc2.", "aux2.fc2."))
+        assert torch.equal(after[key], before[key] if own else there[key]), key
+    before, after, there = load_into(net(9, True), net(9, False))
+    assert all(torch.equal(after[k], before[k] if k.startswith("aux") else there[k]) for k in after)
+    _, after, there = load_into(net(9, False), net(9, True))
+    assert all(torch.equal(after[k], there[k]) for k in after) and not any(k.startswith("aux") for k in after)

@@ -16,6 +16,7 @@ from torch import nn
 
 import checkpoint
 import data
+import predict
 import train_classifier
 from conftest import MODEL, changed, draw, draw_folder, read
 from test_data import wrong_folders
@@ -300,6 +301,118 @@ def one_step(train, weights, *options, **replaced):
     return {k: after[k] - before[k] for k in names}, history(runs[1])[0]
 
 
+@pytest.mark.parametrize("mixing, loss", [
+    (["--mixup", 0.5], ["--class-weights", "dog=3", "--label-smoothing", "0.1"]),
+    (["--cutmix", 1, "--mixup", 0.5], ["--loss", "focal", "--focal-gamma", "1.5"]),
+    ([], ["--loss", "soft-f1"]), ([], ["--loss", "cost", "--costs", "dog:cat=10"]),
+    (["--cutmix", 1], ["--loss", "cost", "--costs", "dog:cat=10"]),
+])
+def test_mixing_and_the_losses_reach_the_step(train, weights, pictures, mixing, loss):
+    """The training loss of the first batch, from data.mix and the formula of the loss written out again."""
+    run = train("--freeze", "backbone", *mixing, *loss, "--seed", 4, weights=weights, batch_size=32, **SGD | {"lr": 0})
+    model = torchvision.models.get_model(MODEL, num_classes=2).eval()
+    model.load_state_dict(read(run / "last.pt")["model"])
+    samples = data.find_images(pictures).splits["train"]
+    listed = data.ImageList(samples, data.train_transform(32), seed=4)
+    keys = next(iter(data.SeededBatches(20, 32, seed=4, shuffle=True)))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    x = data.to_input(torch.stack([listed[key][0] for key in keys]), mean, std)
+    labels = torch.tensor([samples[i][1] for _, i in keys])
+    alphas = {k.strip("-"): float(v) for k, v in zip(mixing[::2], mixing[1::2], strict=True)}
+    x, shares = data.mix(x, labels, data.mixer(2, **alphas), 4, 0, 0)
+    if not mixing:
+        shares = torch.eye(2)[labels]
+    p = model(x).detach().softmax(1)
+    if "--class-weights" in loss:
+        w = torch.tensor([1.0, 3.0])
+        expected = -(w * (0.9 * shares + 0.05) * p.log()).sum() / (w * shares).sum()
+    elif "focal" in loss:
+        expected = -(shares * (1 - p) ** 1.5 * p.log()).sum() / 20
+    elif "soft-f1" in loss:
+        expected = 1 - (2 * (shares * p).sum(0) / (p.sum(0) + shares.sum(0))).mean()
+    else:  # a dog called a cat: 10 * -log(1 - p_cat)
+        expected = -(shares[:, 1] * 10 * (1 - p[:, 0]).log() + shares[:, 0] * (1 - p[:, 1]).log()).mean()
+    assert float(history(run)[0]["train_loss"]) == pytest.approx(expected.item(), rel=1e-4)
+    assert ("val_cost" in history(run)[0]) == ("cost" in loss)
+
+
+def test_train_accuracy_of_mixed_pictures_counts_the_larger_share(train, monkeypatch):
+    """A mixer that says 0.4 of the label and 0.6 of the other class: a network that knows the labels has 0."""
+    monkeypatch.setattr(data, "mix", lambda x, y, *rest: (x, 0.4 * torch.eye(2)[y] + 0.6 * torch.eye(2)[1 - y]))
+    row = history(train(lr=0, freeze="backbone", batch_size=20))[0]
+    monkeypatch.undo()
+    plain = history(train(lr=0, freeze="backbone", batch_size=20))[0]
+    assert float(row["train_accuracy"]) == pytest.approx(1 - float(plain["train_accuracy"]))
+
+
+def test_rates_of_stages_and_layer_decay_reach_the_step(train, weights):
+    """One SGD step is the rate times the gradient; the gradients are the same in all three runs."""
+    base = ["--freeze", "to:stage2", "--backbone-lr-scale", 1]
+    whole, _ = one_step(train, weights, *base)
+    decay, _ = one_step(train, weights, *base, "--layer-decay", 0.5)
+    stage = read(train(*base, "--unfreeze", "0:stage3@0.125", weights=weights, batch_size=32, **SGD) / "last.pt")["model"]
+    start = read(train(*base, weights=weights, batch_size=32, **SGD | {"lr": 0}) / "last.pt")["model"]
+    for key, step in whole.items():
+        expected = step * (0.25 if key.startswith("stage3.") else 1.0)
+        torch.testing.assert_close(stage[key] - start[key], expected, rtol=1e-3, atol=1e-6)
+        scale = {"conv5": 1.0, "stage4": 0.5, "stage3": 0.25}.get(key.split(".")[0], 1.0)
+        torch.testing.assert_close(decay[key], step * scale, rtol=1e-3, atol=1e-6)
+    assert whole["stage3.0.branch1.0.weight"].abs().max() > 1e-4
+
+
+def test_a_rate_of_a_past_stage_is_kept_and_may_change_on_resume(train, weights):
+    run = train("--freeze", "backbone", "--unfreeze", "1:stage4@0.0005", weights=weights, epochs=2)
+
+    def rates():
+        return {g["layer"]: g["peak_lr"] for g in read(run / "last.pt")["optimizer"]["param_groups"]}
+
+    before = rates()
+    assert (before["stage4"], before["stage3"], before["fc"]) == pytest.approx((0.0005, 0.0003, 0.003))
+    train_classifier.main(["--resume", str(run / "last.pt"), "--epochs", "3"])
+    assert rates() == before
+    train_classifier.main(["--resume", str(run / "last.pt"), "--epochs", "4", "--lr", "0.001", "--unfreeze", "1:stage4@0.0002"])
+    assert rates() == pytest.approx(dict.fromkeys(before, 0.0001) | {"stage4": 0.0002, "fc": 0.001})
+
+
+@pytest.mark.parametrize("model", [MODEL, "squeezenet1_1"])
+def test_mlp_head_trains_resumes_and_predicts(train, monkeypatch, tmp_path, model, pictures, error_of):
+    options = ["--head", "mlp", "--hidden", 6, "--dropout", 0.25]
+    whole = train(*options, model=model, epochs=2)
+    broken = interrupted(train, monkeypatch, tmp_path, *options, after=1, model=model, epochs=2)
+    train_classifier.main(["--resume", str(broken / "last.pt")])
+    state = read(whole / "last.pt")
+    assert not changed(state["model"], read(broken / "last.pt")["model"])
+    assert state["hidden"] == 6 and state["model"][f"{state['head']}.0.weight"].shape[0] == 6
+    with pytest.raises(SystemExit):
+        predict.main(["--checkpoint", str(whole / "best.pt"), str(pictures / "test"), "--csv", str(tmp_path / "x.csv")])
+    with open(tmp_path / "x.csv", newline="") as again, open(whole / "test_predictions.csv", newline="") as first:
+        assert [r["probability"] for r in csv.DictReader(again)] == [r["probability"] for r in csv.DictReader(first)]
+    assert "--hidden is 7 but the run was started with 6" in error_of(
+        train_classifier.main, ["--resume", str(whole / "last.pt"), "--hidden", "7"])
+
+
+def test_dropout_reaches_the_networks_own(train, monkeypatch):
+    """The probability that nn.functional.dropout is called with, while training."""
+    seen, real = set(), nn.functional.dropout
+    monkeypatch.setattr(nn.functional, "dropout", lambda x, p, training=True, inplace=False: (
+        seen.add(p) if training else None, real(x, p, training, inplace))[1])
+    train("--freeze", "backbone", model="mobilenet_v3_small")
+    assert seen == {0.2}
+    seen.clear()
+    train("--freeze", "backbone", "--dropout", 0.375, model="mobilenet_v3_small")
+    assert seen == {0.375}
+
+
+def test_top_5_accuracy_with_more_than_five_classes(train, tmp_path):
+    for split, count in (("train", 2), ("val", 2)):
+        for kind in "abcdef":
+            for i in range(count):
+                draw(tmp_path / "six" / split / kind / f"{i}.png", "cat", f"{split}{kind}{i}")
+    row = history(train("--freeze", "backbone", data=tmp_path / "six"))[0]
+    assert float(row["val_accuracy"]) <= float(row["val_top5_accuracy"]) <= 1 and float(row["val_top5_accuracy"]) > 0.5
+    assert "val_top5_accuracy" not in history(train())[0]
+
+
 def test_backbone_lr_scale(train, weights):
     full, _ = one_step(train, weights, "--backbone-lr-scale", 1)
     half, _ = one_step(train, weights, "--backbone-lr-scale", 0.5)
@@ -459,6 +572,19 @@ def test_warnings(train, tmp_path, capsys):
     ({"optimizer": "lion"}, "argument --optimizer: invalid choice"),
     ({"data": None}, "--data is needed"),
     ({"colour": "blue"}, "unrecognized arguments"),
+    ({"dropout": 0.5}, "has no dropout before its head: --dropout needs --head mlp here"),
+    ({"dropout": 1}, "argument --dropout: 1 is out of range"),
+    ({"hidden": 5}, "--hidden only has a meaning with --head mlp"),
+    ({"augment": "wild"}, "argument --augment: invalid choice"),
+    ({"loss": "cost"}, "--loss cost needs --costs, such as dog:cat=10"),
+    ({"costs": "dog:cat=10"}, "--costs only has a meaning with --loss cost"),
+    ({"loss": "cost", "costs": "dog:wolf=2"}, "unknown class 'wolf'"),
+    ({"focal_gamma": 1}, "--focal-gamma only has a meaning with --loss focal"),
+    ({"loss": "soft-f1", "mixup": 0.2}, "--mixup only has a meaning with a --loss other than soft-f1"),
+    ({"loss": "soft-f1", "class_weights": "balanced"}, "--class-weights only has a meaning with --loss cross-entropy"),
+    ({"freeze": "backbone", "unfreeze": "0:stage4@fast"}, "'fast' is no learning rate"),
+    ({"freeze": "backbone", "unfreeze": "0:stage4.0@1e-4"}, "write stage4@RATE"),
+    ({"layer_decay": 1.5}, "argument --layer-decay: 1.5 is out of range"),
 ])
 def test_bad_input(train, error_of, tmp_path, options, words):
     if options.get("data", "") is None:
