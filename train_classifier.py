@@ -311,7 +311,7 @@ def train(args, saved):
     # ---- 10 the loop -------------------------------------------------------------------------------------------------
     size, resize_size, interpolation = (preprocessing[k] for k in ("image_size", "resize_size", "interpolation"))
     mean, std = (torch.tensor(preprocessing[k], device=device).view(3, 1, 1) for k in ("mean", "std"))
-    augment = data.train_transform(size, args.augment, interpolation, resize_size)
+    augment = data.train_transform(size, args.augment, interpolation, resize_size)  # or any v2 transform of your own
     mixer = data.mixer(len(classes), args.mixup, args.cutmix)
     train_images = data.ImageList(images.splits["train"], augment, args.seed, size=2 * size)  # twice: room for crops
     train_loader = data.make_loader(train_images, order, args.workers, pin_memory=device.type == "cuda")

@@ -1,6 +1,7 @@
 """Four ways to fine-tune the same network on the same pictures, over several seeds, as a table.
 
     python benchmarks/strategies.py --data ./cats_and_dogs --weights resnet18-cifar8-64px.pth --image-size 64
+    python benchmarks/strategies.py ... --rows default "--augment strong" "--mixup 0.2"     # any other comparison
 
 Runs train_classifier.py as a user would, once per strategy and seed, with its default settings, interleaved (all
 strategies for seed 0, then for seed 1, ...). Accuracy is that of best.pt on test/, read from test_predictions.csv;
@@ -39,11 +40,14 @@ def main(argv=None):
     parser.add_argument("--weights", default="DEFAULT", metavar="W", help="as in train_classifier.py (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0..N-1 (default %(default)s)")
     parser.add_argument("--runs", default="runs/strategies", metavar="DIR", help="run folders; replaced (default %(default)s)")
+    parser.add_argument("--rows", nargs="+", metavar="OPTIONS",
+                        help="instead of the four strategies: a row for each of these options of train_classifier.py")
     args, more = parser.parse_known_args(argv)  # more: options for every run, such as --image-size 64
 
-    found = {name: [] for name in STRATEGIES}
+    strategies = {r: "--weights {weights} " + ("" if r == "default" else r) for r in args.rows or ()} or STRATEGIES
+    found = {name: [] for name in strategies}
     for seed in range(args.seeds):
-        for number, (name, options) in enumerate(STRATEGIES.items()):
+        for number, (name, options) in enumerate(strategies.items()):
             output = Path(args.runs, f"{number}_{seed}")
             shutil.rmtree(output, ignore_errors=True)
             options = options.format(weights=shlex.quote(args.weights))

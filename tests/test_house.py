@@ -1,16 +1,21 @@
 """What holds for the repository as a whole: helpers that can be copied alone, the ten sections, a README that is true."""
 
 import ast
+import importlib.util
+import os
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
 
 import pytest
+import torch
 
+import data
 import predict
 import train_classifier
-from conftest import ROOT
+from conftest import ROOT, draw
 
 SCRIPTS = ["train_classifier.py"]
 TORCH_ONLY = ["freeze.py", "losses.py", "metrics.py", "checkpoint.py"]
@@ -71,6 +76,65 @@ def test_every_command_of_the_readme_is_understood():
         else:
             assert words[0] in ("-m", "demo.py") or (ROOT / words[0]).exists(), command
     assert seen >= 8
+
+
+def snippet(name):
+    """The Python block of the README whose first line names it."""
+    return re.search(rf"^```python\n# {name}: .*?\n(.*?)^```$", README, re.S | re.M)[1]
+
+
+def test_sorting_kaggles_flat_folder(tmp_path, monkeypatch):
+    for kind in ("cat", "dog"):
+        for i in (0, 1, 10):
+            draw(tmp_path / f"train/{kind}.{i}.jpg", kind, i)
+    monkeypatch.chdir(tmp_path)
+    exec(snippet("sort_flat_folder"), {})
+    images = data.find_images(tmp_path / "cats_and_dogs", val_split=0.34)
+    assert images.classes == ["cat", "dog"]
+    for split, count in (("train", 4), ("val", 2)):
+        assert len(images.splits[split]) == count
+        assert all(images.classes[y] == os.path.basename(p).split(".")[0] for p, y in images.splits[split])
+    assert len(list((tmp_path / "train").iterdir())) == 6  # copied
+
+
+def edited_script(name, behind):
+    """train_classifier.py with a snippet of the README put behind the line that starts with `behind`, as a module."""
+    lines = (ROOT / "train_classifier.py").read_text().splitlines()
+    places = [i for i, line in enumerate(lines) if line.strip().startswith(behind)]
+    assert len(places) == 1
+    indent = len(lines[places[0]]) - len(lines[places[0]].lstrip())
+    lines[places[0] + 1 : places[0] + 1] = textwrap.indent(snippet(name), " " * indent).splitlines()
+    spec = importlib.util.spec_from_loader(name, None)
+    module = importlib.util.module_from_spec(spec)
+    exec(compile("\n".join(lines), name, "exec"), vars(module))
+    return module
+
+
+def test_your_own_loss_in_one_line(train, weights, monkeypatch):
+    seen = []
+    real = torch.nn.MultiMarginLoss.forward
+    monkeypatch.setattr(torch.nn.MultiMarginLoss, "forward", lambda *a: (seen.append((*a, real(*a))), seen[-1][-1])[1])
+    script = edited_script("own_loss", "criterion.to(device)")
+    monkeypatch.setattr(train_classifier, "main", script.main)
+    run = train("--freeze", "backbone", weights=weights, batch_size=20)
+    criterion, logits, labels, loss = seen[0]
+    right = logits.gather(1, labels[:, None])
+    by_hand = (0.5 - right + logits).clamp(min=0).scatter(1, labels[:, None], 0).sum(1) / 2
+    assert torch.load(run / "last.pt", weights_only=True)["history"][0]["train_loss"] == pytest.approx(by_hand.mean().item())
+    assert len(seen) == 2  # the training batch, and the validation split
+
+
+def test_your_own_transform(train, monkeypatch):
+    script = edited_script("own_transform", "augment = data.train_transform(")
+    monkeypatch.setattr(train_classifier, "main", script.main)
+    seen, real = [], data.ImageList.__init__
+    monkeypatch.setattr(data.ImageList, "__init__", lambda self, samples, transform, *a, **k: (
+        seen.append(transform), real(self, samples, transform, *a, **k))[1])
+    run = train()
+    again = train()
+    assert [type(t).__name__ for t in seen[0].transforms] == ["RandomResizedCrop", "RandomVerticalFlip", "ColorJitter"]
+    a, b = (torch.load(r / "last.pt", weights_only=True)["model"] for r in (run, again))
+    assert all(torch.equal(a[k], b[k]) for k in a)  # seeded, like the transforms that it replaces
 
 
 def test_options_that_the_text_names_exist():
