@@ -34,6 +34,19 @@ def number(kind, low, high=10**9):
     return parse
 
 
+def numbers(low, high):
+    """An argparse type: several floats between low and high, comma-separated, as an ascending list without repeats."""
+
+    def parse(text):
+        values = sorted({float(part) for part in text.split(",")})
+        if not all(low < value < high for value in values):
+            raise argparse.ArgumentTypeError(f"{text} is out of range: each must lie between {low:g} and {high:g}")
+        return values
+
+    parse.__name__ = "list of numbers"
+    return parse
+
+
 def typed_options(parser, argv):
     """The options that stand on the command line, as a dict: those left at their default are not in it. (argparse
     itself does not tell the two apart; but it leaves alone what a namespace already holds.)

@@ -115,8 +115,10 @@ def _sync_folder(folder):
             os.close(handle)
 
 
-def load(path, script):
-    """Read a checkpoint that the training script `script` (its name without .py) wrote. Raises CheckpointError."""
+def load(path, script=None):
+    """Read a checkpoint that the training script `script` (its name without .py; None: any) wrote. Raises
+    CheckpointError.
+    """
     if os.path.isdir(path):
         raise CheckpointError(f"{path} is a folder: give the file, such as {Path(path, 'last.pt')}")
     try:
@@ -130,7 +132,7 @@ def load(path, script):
                               "Python objects besides tensors and plain values; nothing in it was executed") from error
     if not (isinstance(state, dict) and {"script", "model", "options"} <= state.keys()):
         raise CheckpointError(f"{path} holds no run, perhaps bare weights: start from them with --weights {path}")
-    if state["script"] != script:
+    if script and state["script"] != script:
         raise CheckpointError(f"{path} was written by {state['script']}.py, not by {script}.py")
     if lacking := {"build", "hidden", "preprocessing", "optimizer", "rng", "epoch", "history"} - state.keys():
         raise CheckpointError(f"{path} lacks {', '.join(sorted(lacking))}: another version of the script wrote it; "

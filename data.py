@@ -72,7 +72,7 @@ def find_images(root, val_split=0.2):
         raise DataError(f"{folders['train']} holds one class only ('{classes[0]}'): a classifier needs two folders "
                         "or more, one for each class")
     if "val" not in found:
-        halves = {name: _split(paths, val_split, root) for name, paths in found["train"].items()}
+        halves = {name: split_by_hash(paths, val_split, root) for name, paths in found["train"].items()}
         found["train"] = {name: train for name, (train, _) in halves.items()}
         found["val"] = {name: val for name, (_, val) in halves.items()}
     splits = {
@@ -118,8 +118,8 @@ def list_folder(folder, ignored=None):
     return paths
 
 
-def _split(paths, val_split, root):
-    """Set a share of one class aside: those whose name has the smallest hash."""
+def split_by_hash(paths, val_split, root):
+    """Set a share of the paths aside, those whose name below `root` has the smallest hash: (the others, those)."""
     if len(paths) < 2:
         raise DataError(f"{Path(paths[0]).parent} holds one picture only: it cannot be split into train and val")
     count = min(max(1, round(len(paths) * val_split)), len(paths) - 1)
@@ -155,14 +155,20 @@ def describe(images, most=20):
     if images.ignored:
         kinds = ", ".join(f"{n} {kind}" for kind, n in images.ignored.most_common(5))
         lines.append(f"note: passed over what is no picture or split: {kinds}")
-    if moving := animated(path for split in splits for path, _ in images.splits[split]):
+    return "\n".join(lines + pictures_to_know_of(images.splits))
+
+
+def pictures_to_know_of(splits):
+    """Lines about animated pictures, and about those that are in the training split and in another one."""
+    lines = []
+    if moving := animated(path for found in splits.values() for path, _ in found):
         count = f"{len(moving)} animated picture{'s' if len(moving) > 1 else ''}"
         lines.append(f"note: {count}, of which the first frame is used: {_some([Path(path).name for path in moving])}")
-    same = find_duplicates(images)
+    same = find_duplicates(splits)
     lines += [f"warning: the same picture twice, so the scores are too good: {a} and {b}" for a, b in same[:3]]
     if len(same) > 3:
         lines.append(f"warning: ... and {len(same) - 3} more such pairs")
-    return "\n".join(lines)
+    return lines
 
 
 def animated(paths):
@@ -178,7 +184,7 @@ def animated(paths):
     return [path for path in paths if str(path).lower().endswith((".gif", ".webp")) and frames(path)]
 
 
-def find_duplicates(images):
+def find_duplicates(splits):
     """[(path in train, path in val or test)] of files that are the same byte for byte. Such pictures make the scores
     look better than they are. Only files of equal size are read, and in full only where their first 4 KiB agree.
     """
@@ -196,8 +202,8 @@ def find_duplicates(images):
     def start_of(path):
         return read(path, 4096)
 
-    train = [path for path, _ in images.splits["train"]]
-    others = [path for split in ("val", "test") for path, _ in images.splits.get(split, [])]
+    train = [path for path, _ in splits["train"]]
+    others = [path for split in ("val", "test") for path, _ in splits.get(split, [])]
     for key in (size_of, start_of, read):  # each looks only at the pairs that the one before has left
         by_key = defaultdict(list)
         for path in others:

@@ -182,6 +182,67 @@ class CostMatrix(nn.Module):
         return -(costs * _log_one_minus(logits)).sum(1).mean()
 
 
+# ---- regression
+
+
+class Regression(nn.Module):
+    """Mean squared error, mean absolute error or the Huber loss, with a weight per sample.
+
+    kind: "mse" aims at the mean, and large errors dominate; "l1" aims at the median; "huber" is squared up to `delta`
+        and absolute beyond (Huber, "Robust Estimation of a Location Parameter", 1964).
+
+    forward(outputs (N, T), targets (N, T), weights (N,) or None) -> scalar: the mean over samples and targets of weight
+    times loss. The divisor is the number of samples, so the batches of a step add up exactly; give weights of mean 1.
+    """
+
+    def __init__(self, kind="mse", delta=1.0):
+        super().__init__()
+        if kind not in ("mse", "l1", "huber"):
+            raise LossError(f"the loss must be mse, l1 or huber, not '{kind}'")
+        self.kind, self.delta = kind, delta
+
+    def forward(self, outputs, targets, weights=None):
+        if outputs.ndim != 2 or outputs.shape != targets.shape:  # (N, 1) and (N,) would broadcast to (N, N)
+            raise LossError(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} must both be (N, T)")
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        if self.kind == "huber":
+            losses = F.huber_loss(outputs, targets, delta=self.delta, reduction="none")
+        else:
+            losses = (F.mse_loss if self.kind == "mse" else F.l1_loss)(outputs, targets, reduction="none")
+        return _weighted_mean(losses.mean(1), weights)
+
+
+class Quantile(nn.Module):
+    """The pinball loss: the output for quantile q is pulled up with force q by targets above it and down with force
+    1 - q by those below, so that it settles where a share q of the targets lies below it (Koenker and Bassett,
+    "Regression Quantiles", 1978).
+
+    quantiles: Q numbers between 0 and 1. forward(outputs (N, T, Q), targets (N, T), weights (N,) or None) -> scalar:
+    the mean over samples (weighted as in `Regression`), targets and quantiles. At q = 0.5 half the absolute error.
+    """
+
+    def __init__(self, quantiles):
+        super().__init__()
+        self.register_buffer("quantiles", torch.tensor(quantiles))
+
+    def forward(self, outputs, targets, weights=None):
+        if outputs.shape != (*targets.shape, len(self.quantiles)) or targets.ndim != 2:
+            raise LossError(f"outputs {tuple(outputs.shape)} must be (N, T, {len(self.quantiles)}) for targets "
+                            f"{tuple(targets.shape)} of (N, T)")
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        above, q = targets[..., None] - outputs, self.quantiles.to(outputs.dtype)
+        return _weighted_mean(torch.maximum(q * above, (q - 1) * above).mean((1, 2)), weights)
+
+
+def _weighted_mean(per_sample, weights):
+    if weights is not None and weights.shape != per_sample.shape:
+        raise LossError(f"weights {tuple(weights.shape)} must be one for each of the {len(per_sample)} samples")
+    return per_sample.mean() if weights is None else (per_sample * weights).mean()
+
+
+# ---- settings and penalties
+
+
 def _rename(classes, separators):
     """What to add to an error if a separator in the name of a class may be its cause."""
     words = " or ".join({",": "a comma", ":": "a colon"}[mark] for mark in separators)

@@ -1,11 +1,14 @@
-"""Classification metrics from a confusion matrix.
+"""Metrics: of classification from a confusion matrix, of regression from values in their own units.
 
     confusion = confusion_matrix(predictions, labels, num_classes=2)
     scores(confusion)["macro_f1"]
     print(report(confusion, ["cat", "dog"]))
+    regression_scores(predictions, targets)["mae"]
 
 This file needs torch alone and can be copied into any project.
 """
+
+import math
 
 import torch
 
@@ -84,3 +87,64 @@ def report(confusion, classes, most=20):
             if n:
                 lines.append(f"{n:6d}  {classes[place // len(classes)]} -> {classes[place % len(classes)]}")
     return "\n".join(lines)
+
+
+# ---- regression
+
+
+def regression_scores(predictions, targets):
+    """{"mae", "rmse", "r2", "medape"} of predictions (N,) for targets (N,), both in their own units.
+
+    mae: mean absolute error; rmse: root of the mean squared error; r2: 1 minus the squared error over that of the
+    targets' own mean, so 1 is perfect, 0 no better than a constant, nan where all targets are the same; medape: median
+    absolute percentage error, as a fraction of 1, over the targets that are not zero (nan if all are).
+    """
+    if predictions.shape != targets.shape or targets.ndim != 1:
+        raise ValueError(f"predictions {tuple(predictions.shape)} and targets {tuple(targets.shape)} must both be (N,)")
+    predictions, targets = predictions.cpu().double(), targets.cpu().double()
+    errors = predictions - targets
+    spread = (targets - targets.mean()).square().sum()
+    shares = (errors / targets)[targets != 0].abs()
+    return {"mae": errors.abs().mean().item(), "rmse": errors.square().mean().sqrt().item(),
+            "r2": (1 - errors.square().sum() / spread).item() if spread > 0 else math.nan,
+            "medape": shares.quantile(0.5).item() if len(shares) else math.nan}
+
+
+def coverage(lowest, highest, targets):
+    """Share of the targets that lie inside [lowest, highest], all (N,)."""
+    return ((lowest <= targets) & (targets <= highest)).double().mean().item()
+
+
+def score_columns(names, predictions, targets, quantiles=None):
+    """`regression_scores` of T targets in one dict, such as {"mae_price": ..., "mae_area": ...} (without the names if
+    there is one target only), with "r2" as the mean over the targets, and "inside", the `coverage` of the range from
+    the first to the last of the quantiles (N, T, Q) if there are any.
+    """
+    found = {}
+    for t, name in enumerate(names):
+        ending = f"_{name}" if len(names) > 1 else ""
+        of_target = regression_scores(predictions[:, t], targets[:, t])
+        if quantiles is not None:
+            of_target["inside"] = coverage(quantiles[:, t, 0], quantiles[:, t, -1], targets[:, t])
+        found |= {f"{metric}{ending}": value for metric, value in of_target.items()}
+    return found | {"r2": sum(v for k, v in found.items() if k.startswith("r2")) / len(names)}
+
+
+def regression_report(names, targets, predictions, quantiles=None):
+    """For each of the T targets (`names`) a table with one line for each way to predict it.
+
+    targets: (N, T). predictions: {words: (N, T), or (T,) for the same prediction for all samples}. quantiles: (N, T,
+    Q), whose first and last are a range that a share of the targets lies in.
+    """
+    width = max(map(len, [*names, *predictions]))
+    lines = []
+    for i, name in enumerate(names):
+        lines.append(f"{name:<{width}}           MAE          RMSE      R2  median error")
+        for words, values in predictions.items():
+            s = regression_scores(values.expand_as(targets)[:, i], targets[:, i])
+            lines.append(f"{words:<{width}}  {s['mae']:12.6g}  {s['rmse']:12.6g}  {s['r2']:6.3f}  {s['medape']:12.1%}")
+        if quantiles is not None:
+            share = coverage(quantiles[:, i, 0], quantiles[:, i, -1], targets[:, i])
+            lines.append(f"{share:.1%} of {name} inside the range from the first to the last quantile")
+        lines.append("")
+    return "\n".join(lines[:-1])

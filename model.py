@@ -52,12 +52,12 @@ def load_pretrained(weights, name):
 
     weights: `none`; DEFAULT or another torchvision weights name (downloaded once by torch.hub into its cache); or a
     local .pt/.pth file: a bare `state_dict`, or a checkpoint that holds one under `model` or `state_dict`.
-    Returns a dict: state_dict (None for `none`), classes (list of names, None if unknown), source (words), image_size
+    Returns a dict: state_dict (None for `none`), outputs (list of names, None if unknown), source (words), image_size
     and resize_size (pixels, for evaluation), mean, std, interpolation, imagenet_input (see `build_options`).
     Raises ModelError; a network is never left at random weights because a download failed.
     """
     check_name(name)
-    pretrained = {"state_dict": None, "classes": None, "source": "none: random weights", "image_size": 224,
+    pretrained = {"state_dict": None, "outputs": None, "source": "none: random weights", "image_size": 224,
                   "resize_size": 256, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bilinear",
                   "imagenet_input": False}
     enum = torchvision.models.get_model_weights(name)
@@ -87,8 +87,8 @@ def load_pretrained(weights, name):
     for entry in enum:
         if Path(entry.url).name == Path(weights).name:
             pretrained |= _preset(entry) | {"imagenet_input": True}
-    if holder.get("script") == "train_classifier":  # one of our checkpoints
-        pretrained |= holder["preprocessing"] | {"classes": holder.get("classes")}
+    if holder.get("script") in ("train_classifier", "train_regressor"):  # one of our checkpoints
+        pretrained |= holder["preprocessing"] | {"outputs": output_names(holder)}
         pretrained["imagenet_input"] = holder["build"]["options"].get("transform_input", False)
         if holder["build"]["name"] != name:
             raise ModelError(f"{weights} holds a {holder['build']['name']}, not a {name}: "
@@ -208,12 +208,17 @@ def set_dropout(model, head, p):
         module.p = p
 
 
+def output_names(saved):
+    """What the outputs of the network of one of our checkpoints stand for: classes, or numbers."""
+    return saved["classes"] if "classes" in saved else saved["outputs"]
+
+
 def rebuild(saved):
     """The network of one of our checkpoints (`saved`, as read by torch.load) with its weights. Raises ModelError."""
-    model = build(saved["build"]["name"], num_classes=len(saved["classes"]), **saved["build"]["options"])
+    outputs = len(output_names(saved))
+    model = build(saved["build"]["name"], num_classes=outputs, **saved["build"]["options"])
     if saved["hidden"]:
-        old_head = model.get_submodule(saved["head"])
-        model.set_submodule(saved["head"], mlp_head(old_head, len(saved["classes"]), saved["hidden"]))
+        model.set_submodule(saved["head"], mlp_head(model.get_submodule(saved["head"]), outputs, saved["hidden"]))
     try:
         model.load_state_dict(saved["model"])
     except RuntimeError as error:
@@ -221,10 +226,10 @@ def rebuild(saved):
     return model
 
 
-def load_weights(model, state_dict, head, same_classes=True):
+def load_weights(model, state_dict, head, same_outputs=True):
     """Copy `state_dict` (any float type) into `model`, whose head is the layer named `head`.
 
-    A head of another shape is left out, and any head with `same_classes=False`; so is what does not fit of auxiliary
+    A head of another shape is left out, and any head with `same_outputs=False`; so is what does not fit of auxiliary
     heads. Returns words that say what became of the head. Any other mismatch raises ModelError with the keys, and so
     does a weight that is not finite.
     """
@@ -246,8 +251,8 @@ def load_weights(model, state_dict, head, same_classes=True):
     keep, wanted = False, len(own[keys[-1]])
     if not in_file:
         said = f"head {head} is not in the file, it starts at random weights"
-    elif not same_classes:
-        said = f"head {head} left out, it was trained for other classes"
+    elif not same_outputs:
+        said = f"head {head} left out, it was trained for other outputs"
     elif in_file.keys() != set(keys):
         said = f"head {head} left out: the file's consists of {', '.join(in_file)}"
     elif in_file[keys[-1]].shape != own[keys[-1]].shape:

@@ -1,8 +1,9 @@
-"""Use a fine-tuned model: pictures in, classes out.
+"""Use a fine-tuned model: pictures in, classes or numbers out.
 
     python predict.py --checkpoint runs/.../best.pt some.jpg a_folder/ 'more/*.png'
     python predict.py --checkpoint runs/.../best.pt a_folder/ --top-k 3 --csv predictions.csv
     python predict.py --checkpoint runs/.../best.pt cats_and_dogs/test          # subfolders are classes: scores too
+    python predict.py --checkpoint runs/.../best.pt --labels houses/labels.csv --split test   # numbers: scores too
     python predict.py --checkpoint runs/.../best.pt --weights-only weights.pth  # the bare state_dict, to use elsewhere
 
 A picture that cannot be read is named and passed over; the exit status is then 1. Any other mistake is one line on
@@ -20,15 +21,18 @@ from tqdm import tqdm
 import checkpoint
 import data
 import metrics
+import tables
 from arguments import make_parser, number
-from model import ModelError, pick_device, pick_precision, rebuild
+from model import ModelError, output_names, pick_device, pick_precision, rebuild
 
 
 def build_parser():
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("pictures", nargs="*", metavar="PICTURES", help="picture files, folders (searched to the bottom) and globs")
-    add("--checkpoint", required=True, metavar="FILE", help="best.pt or last.pt of a run of train_classifier.py")
+    add("--checkpoint", required=True, metavar="FILE", help="best.pt or last.pt of a training run")
+    add("--labels", metavar="CSV", help="regression: the pictures of this CSV, and scores against its numbers")
+    add("--split", choices=list(data.SPLITS), help="with --labels: the rows of this split alone")
     add("--top-k", type=number(int, 1), default=1, metavar="K", help="show the K likeliest (default %(default)s)")
     add("--csv", metavar="FILE", help="write the predictions there")
     add("--weights-only", metavar="FILE", help="write the bare state_dict there; it loads into plain torchvision")
@@ -64,53 +68,55 @@ def list_pictures(arguments, classes):
     return list(found.items())
 
 
-def predict(args):
-    state = checkpoint.load(args.checkpoint, script="train_classifier")
-    classes, preprocessing = state["classes"], state["preprocessing"]
-    if args.weights_only:
-        checkpoint.write_weights(state["model"], args.weights_only)
-        options = {"num_classes": len(classes)} | state["build"]["options"]
-        arguments = ", ".join(f"{name}={value}" for name, value in options.items())
-        print(f"wrote {args.weights_only}, a state_dict for torchvision.models.{state['build']['name']}({arguments})")
-        print("input: RGB in 0..1, shorter side resized to {resize_size} ({interpolation}), centre {image_size} x "
-              "{image_size}, mean {mean}, std {std}".format(**preprocessing))
-        print(f"outputs: {', '.join(classes)}")
-        if state["hidden"]:
-            layers = ", ".join(f"nn.{layer}" for layer in rebuild(state).get_submodule(state["head"]))
-            print(f'then model.set_submodule("{state["head"]}", nn.Sequential({layers})), before its weights are loaded')
-        if state["build"]["name"].startswith("squeezenet"):
-            print("then set model.classifier[2] = torch.nn.Identity(): it was trained without the ReLU behind the head")
-        if not args.pictures:
-            return 0
+def write_weights(state, file):
+    """Write the bare state_dict, and say what it takes to use it without this repository."""
+    checkpoint.write_weights(state["model"], file)
+    names = output_names(state)
+    arguments = ", ".join(f"{k}={v}" for k, v in ({"num_classes": len(names)} | state["build"]["options"]).items())
+    print(f"wrote {file}, a state_dict for torchvision.models.{state['build']['name']}({arguments})")
+    print("input: RGB in 0..1, shorter side resized to {resize_size} ({interpolation}), centre {image_size} x "
+          "{image_size}, mean {mean}, std {std}".format(**state["preprocessing"]))
+    print(f"outputs: {', '.join(names)}")
+    if "scale" in state:
+        print("in units of the training split: number = {}output * std + mean{}, with mean {mean} and std {std}".format(
+            *(("exp(", ")") if state["scale"]["log"] else ("", "")), **state["scale"]))
+    if state["hidden"]:
+        layers = ", ".join(f"nn.{layer}" for layer in rebuild(state).get_submodule(state["head"]))
+        print(f'then model.set_submodule("{state["head"]}", nn.Sequential({layers})), before loading')
+    if state["build"]["name"].startswith("squeezenet"):
+        print("then set model.classifier[2] = torch.nn.Identity(): it was trained without the ReLU behind the head")
 
+
+def run_network(args, state, paths):
+    """Return the outputs (N, C) in float32 for the pictures, and the places in `paths` of those that could be read."""
     model = rebuild(state)
     device = pick_device(args.device)
     model.to(device, memory_format=torch.channels_last).eval()
     _, _, amp_dtype = pick_precision(args.amp, model, device)
-
-    listed = list_pictures(args.pictures, classes)
-    if args.csv:
-        checkpoint.refuse_other_files(args.csv)  # now, and not after all the predicting
-    size = preprocessing["image_size"]
-    transform = data.eval_transform(size, preprocessing["interpolation"], preprocessing["resize_size"])
+    preprocessing = state["preprocessing"]
+    size, resize_size, interpolation = (preprocessing[k] for k in ("image_size", "resize_size", "interpolation"))
+    mean, std = (torch.tensor(preprocessing[k], device=device).view(3, 1, 1) for k in ("mean", "std"))
     # The "label" that the loader hands on is the picture's place in the list, since bad pictures drop out of a batch.
-    numbered = [(path, place) for place, (path, _) in enumerate(listed)]
-    pictures = data.ImageList(numbered, transform, size=2 * size)
-    order = data.SeededBatches(len(listed), args.batch_size)
-    workers = args.workers if len(listed) > args.batch_size else 0  # starting processes costs more than one batch
+    numbered = [(path, place) for place, path in enumerate(paths)]
+    pictures = data.ImageList(numbered, data.eval_transform(size, interpolation, resize_size), size=2 * size)
+    order = data.SeededBatches(len(paths), args.batch_size)
+    workers = args.workers if len(paths) > args.batch_size else 0  # starting processes costs more than one batch
     loader = data.make_loader(pictures, order, workers)
 
-    mean, std = (torch.tensor(preprocessing[k], device=device).view(3, 1, 1) for k in ("mean", "std"))
-    probabilities, good, bad = torch.zeros(len(listed), len(classes)), [], []
+    outputs, good, bad = torch.zeros(len(paths), len(output_names(state))), [], []
     with torch.inference_mode():
         for x, places in tqdm(data.batches(loader, bad), "predict", len(order), leave=False, disable=None):
             with torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                outputs = model(data.to_input(x, mean, std))
-            probabilities[places] = outputs.float().softmax(1).cpu()
+                outputs[places] = model(data.to_input(x, mean, std)).float().cpu()
             good += places.tolist()
-
     for path, reason in bad:
         print(" ".join(f"cannot read {path} ({reason}): passed over".splitlines()), file=sys.stderr)
+    return outputs, good
+
+
+def class_rows(args, state, outputs, good, listed):
+    """The predictions as rows of a table, and words about their scores (None where the truth is not known)."""
+    classes, probabilities = state["classes"], outputs.softmax(1)
     labels = torch.tensor([label for _, label in listed])
     labelled = bool((labels >= 0).all())
     rows = []
@@ -121,18 +127,66 @@ def predict(args):
             ending = "" if rank == 1 else f"_{rank}"
             row |= {f"prediction{ending}": classes[guess], f"probability{ending}": value}
         rows.append(row)
+    if not (labelled and good):
+        return rows, None
+    confusion = metrics.confusion_matrix(probabilities[good].argmax(1), labels[good], len(classes))
+    accuracy = metrics.scores(confusion)["accuracy"]
+    return rows, f"accuracy {accuracy:.4f} on {len(good)} pictures\n{metrics.report(confusion, classes)}"
+
+
+def number_rows(state, outputs, good, paths, truth):
+    """As `class_rows`, for a regression; truth: (N, targets), or None."""
+    targets, levels = state["targets"], state["quantiles"]
+    outputs = outputs[good].view(len(good), len(targets), *([len(levels)] if levels else []))
+    predictions, quantiles = tables.to_own_units(outputs, state["scale"], levels)
+    truth = None if truth is None else truth[good]
+    rows = tables.prediction_rows([paths[i] for i in good], targets, predictions, quantiles, levels, truth)
+    if truth is None or not good:
+        return rows, None
+    ways = {"this model": predictions} | {words: torch.tensor(values) for words, values in state["baseline"].items()}
+    return rows, metrics.regression_report(targets, truth, ways, quantiles)
+
+
+def predict(args):
+    state = checkpoint.load(args.checkpoint)
+    if args.weights_only:
+        write_weights(state, args.weights_only)
+        if not (args.pictures or args.labels):
+            return 0
+    truth, classes = None, state.get("classes", [])
+    if args.labels and classes:
+        raise data.DataError("--labels is for regression: give a folder whose subfolders are named like the classes")
+    if args.labels:
+        found = [row for row in tables.read_rows(args.labels, state["targets"]) if args.split in (None, row[1])]
+        if not found:
+            raise data.DataError(f"{args.labels} has no rows of the split {args.split}")
+        listed, truth = [(row[0], -1) for row in found], torch.tensor([row[2] for row in found], dtype=torch.float64)
+    else:
+        listed = list_pictures(args.pictures, classes)
+    if args.csv:
+        checkpoint.refuse_other_files(args.csv)  # now, and not after all the predicting
+
+    paths = [path for path, _ in listed]
+    outputs, good = run_network(args, state, paths)
+    if classes:
+        rows, words = class_rows(args, state, outputs, good, listed)
+    else:
+        rows, words = number_rows(state, outputs, good, paths, truth)
     if rows:
-        cells = [list(rows[0]), *([f"{v:.4f}" if isinstance(v, float) else v for v in row.values()] for row in rows)]
+        cells = [list(rows[0]), *([_short(value) for value in row.values()] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for line in cells:
             print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
         if args.csv:
             checkpoint.write_csv(rows, args.csv)
-        if labelled:
-            confusion = metrics.confusion_matrix(probabilities[good].argmax(1), labels[good], len(classes))
-            print(f"\naccuracy {metrics.scores(confusion)['accuracy']:.4f} on {len(good)} pictures")
-            print(metrics.report(confusion, classes))
-    return 1 if bad else 0
+    if words:
+        print(f"\n{words}")
+    return 1 if len(good) < len(listed) else 0
+
+
+def _short(value):
+    """A cell of the table: probabilities with four digits, large numbers in full."""
+    return value if isinstance(value, str) else f"{value:.4f}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def main(argv=None):
@@ -140,11 +194,15 @@ def main(argv=None):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
     parser = build_parser()
     args = parser.parse_args(argv)
-    if not (args.pictures or args.weights_only):
-        parser.error("name pictures, folders or globs to predict, or --weights-only FILE")
+    if not (args.pictures or args.labels or args.weights_only):
+        parser.error("name pictures, folders or globs to predict, or --labels CSV, or --weights-only FILE")
+    if args.pictures and args.labels:
+        parser.error("give either pictures or --labels, not both")
+    if args.split and not args.labels:
+        parser.error("--split only has a meaning with --labels")
     try:
         status = predict(args)
-    except (checkpoint.CheckpointError, data.DataError, ModelError) as error:
+    except (checkpoint.CheckpointError, data.DataError, ModelError, tables.TableError) as error:
         print("error: " + " ".join(str(error).splitlines()), file=sys.stderr)
         status = 2
     except KeyboardInterrupt:

@@ -206,8 +206,8 @@ def train(args, saved):
     if saved:
         model.load_state_dict(saved["model"])
     elif pretrained["state_dict"]:
-        same_classes = pretrained["classes"] in (None, classes)  # one of our checkpoints knows its classes
-        said = load_weights(model, pretrained["state_dict"], head, same_classes)
+        same_outputs = pretrained["outputs"] in (None, classes)  # one of our checkpoints knows its classes
+        said = load_weights(model, pretrained["state_dict"], head, same_outputs)
         print(f"weights: {pretrained['source']}; {said}")
     heads = (head, *auxiliary_heads(model))  # what no spec freezes
 

@@ -122,13 +122,13 @@ def test_describe_hints_at_imbalance(tmp_path, pictures):
 
 def test_find_duplicates(tmp_path):
     draw_folder(tmp_path, train=3, val=2, test=2)
-    assert data.find_duplicates(data.find_images(tmp_path)) == []
+    assert data.find_duplicates(data.find_images(tmp_path).splits) == []
     shutil.copy(tmp_path / "train/cat/cat.1.png", tmp_path / "test/dog/copy.png")
     os.symlink(tmp_path / "nowhere", tmp_path / "val/dog/broken.png")  # named when it is decoded, no matter here
     # of the same size and start, but different behind it
     for split, end in (("train", b"a"), ("val", b"b")):
         (tmp_path / split / "cat/long.png").write_bytes(b"x" * 5000 + end)
-    pairs = data.find_duplicates(data.find_images(tmp_path))
+    pairs = data.find_duplicates(data.find_images(tmp_path).splits)
     assert pairs == [(str(tmp_path / "train/cat/cat.1.png"), str(tmp_path / "test/dog/copy.png"))]
 
 

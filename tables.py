@@ -1,0 +1,196 @@
+"""Numbers for pictures, from a CSV: read and check them, standardize them for training, and go back to their own units.
+
+    table = read_table("./houses/labels.csv", ["price"], data.split_by_hash)     # .splits["train"] = [(path, row), ...]
+    scale = fit_scale(table.values["train"], log=True)
+    targets = standardize(table.values["train"], scale)                          # mean 0, standard deviation 1
+    predictions, _ = to_own_units(outputs, scale)
+
+This file needs torch alone and can be copied into any project.
+"""
+
+import csv
+import hashlib
+import math
+import os
+from collections import Counter, namedtuple
+from pathlib import Path
+
+import torch
+
+
+class TableError(Exception):
+    """A CSV that cannot be used. The message is one line that names the way out."""
+
+
+# ---- reading
+
+Table = namedtuple("Table", "targets splits values weights")
+Table.__doc__ = """targets: the names of the columns to predict. splits: {"train", "val", maybe "test": [(path, row),
+...]}, where `row` counts from 0 within the split. values: {split: float64 (rows, targets)}. weights: {split: float64
+(rows,)}, of mean 1 over the training split; all 1 without a column of weights."""
+
+
+# What may stand in the column `split`.
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+def read_table(file, targets, split_paths, val_split=0.2, weight_column=None, log=False):
+    """Read a CSV (see `read_rows`) and split it by its column `split`. Returns a Table; raises TableError.
+
+    split_paths: where there is no such column, a function (paths, share, folder) -> (paths for train, paths for val);
+        the share is `val_split`.
+    """
+    samples = {split: [] for split in ("train", "val", "test")}
+    for path, split, numbers, weight in read_rows(file, targets, weight_column, log):
+        samples[split or "train"].append((path, numbers, weight))
+    if not split:
+        paths = list(dict.fromkeys(path for path, _, _ in samples["train"]))
+        aside = set(split_paths(paths, val_split, Path(file).parent)[1])
+        samples["val"] = [s for s in samples["train"] if s[0] in aside]
+        samples["train"] = [s for s in samples["train"] if s[0] not in aside]
+    for split in ("train", "val"):
+        if not samples[split]:
+            raise TableError(f"{file} has no rows of the split {split}: name some so in its column 'split'")
+    samples = {split: found for split, found in samples.items() if found}
+    values = {split: torch.tensor([n for _, n, _ in found], dtype=torch.float64) for split, found in samples.items()}
+    weights = {split: torch.tensor([w for _, _, w in found], dtype=torch.float64) for split, found in samples.items()}
+    for name, column in zip(targets, values["train"].T, strict=True):
+        if (column == column[0]).all():
+            raise TableError(f"{file}: {name} is {column[0]:g} in every row of the training split: nothing to learn")
+    if not weights["train"].sum() > 0:
+        raise TableError(f"{file}: all weights of the training split are 0")
+    weights = {split: w / weights["train"].mean() for split, w in weights.items()}
+    splits = {split: [(path, i) for i, (path, _, _) in enumerate(found)] for split, found in samples.items()}
+    return Table(list(targets), splits, values, weights)
+
+
+def read_rows(file, targets, weight_column=None, log=False):
+    """[(path, split or None, [number of each target], weight), ...] from a CSV with a column `file` (paths relative to
+    the CSV's folder), numeric columns `targets`, and maybe a column `split` of train, val (valid, validation) and test.
+    log: the targets will be taken the logarithm of, so they must be above zero. Raises TableError, with the number of
+    the line in the file, for whatever cannot be used.
+    """
+    rows, columns = _read_csv(file)
+    needed = ["file", *targets, *([weight_column] if weight_column else [])]
+    if missing := [name for name in needed if name not in columns]:
+        raise TableError(f"{file} has no column {', '.join(map(repr, missing))}: there are {', '.join(columns)}")
+    if twice := [name for name, count in Counter(targets).items() if count > 1]:
+        raise TableError(f"the target {twice[0]} is named twice")
+    found, absent = [], []
+    for line, row in rows:
+        where = f"{file}, line {line}"
+        path = os.path.join(Path(file).parent, row["file"] or "")
+        if not os.path.isfile(path):
+            absent.append(f"{where}: no such picture: {path}")
+        split = SPLITS.get((row["split"] or "").strip().lower()) if "split" in columns else None
+        if "split" in columns and split is None:
+            raise TableError(f"{where}: the split is '{row['split'] or ''}': write train, val or test")
+        numbers = [_number(row[name], name, where) for name in targets]
+        if log and min(numbers) <= 0:
+            raise TableError(f"{where}: {targets[numbers.index(min(numbers))]} is {min(numbers):g}, which has no "
+                            "logarithm: leave --log-target out, or that row")
+        weight = _number(row[weight_column], weight_column, where) if weight_column else 1.0
+        if weight < 0:
+            raise TableError(f"{where}: the weight {weight_column} is {weight:g}: it must be 0 or above")
+        found.append((path, split, numbers, weight))
+    if absent:
+        raise TableError(absent[0] + (f" (and {len(absent) - 1} more rows with none)" if len(absent) > 1 else ""))
+    return found
+
+
+def _read_csv(file):
+    """([(number of the line, {column: text}), ...], [column, ...])"""
+    try:
+        with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
+            reader = csv.DictReader(lines)
+            rows = [(reader.line_num, row) for row in reader]
+    except OSError as error:
+        raise TableError(f"cannot read the labels {file} ({error.strerror})") from error
+    except csv.Error as error:
+        raise TableError(f"{file} is no CSV file ({error})") from error
+    columns = [(name or "").strip() for name in reader.fieldnames or []]
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+        raise TableError(f"{file} has the column '{twice[0]}' twice: rename one")
+    if not rows:
+        raise TableError(f"{file} holds no rows below its header")
+    return [(line, dict(zip(columns, row.values(), strict=False))) for line, row in rows], columns
+
+
+def _number(text, column, where):
+    try:
+        number = float(text)
+    except (TypeError, ValueError):  # None where the line is too short
+        raise TableError(f"{where}: {column} is '{text or ''}', which is not a number") from None
+    if not math.isfinite(number):
+        raise TableError(f"{where}: {column} is {number}: it must be finite")
+    return number
+
+
+def describe(table):
+    """A table of the rows per split, with the smallest, mean, median and largest value of each target."""
+    width = max(len(name) for name in [*table.targets, "target"])
+    lines = [f"{'target':<{width}}  split   rows     smallest         mean       median      largest"]
+    for i, name in enumerate(table.targets):
+        for split, values in table.values.items():
+            column = values[:, i]
+            numbers = (column.min(), column.mean(), column.median(), column.max())
+            numbers = "".join(f"{v.item():13.6g}" for v in numbers)
+            lines.append(f"{name:<{width}}  {split:<5} {len(column):6d}{numbers}")
+    return "\n".join(lines)
+
+
+def fingerprint(table):
+    """What a run learns from, in a few words: which pictures are in train and val, with which numbers and weights."""
+    content = [table.targets]
+    for split in ("train", "val"):
+        content += zip([Path(path).name for path, _ in table.splits[split]], table.values[split].tolist(),
+                       table.weights[split].tolist(), strict=True)
+    sizes = ", ".join(f"{split} {len(table.splits[split])}" for split in ("train", "val"))
+    return f"{sizes}, content {hashlib.sha256(ascii(content).encode()).hexdigest()[:8]}"
+
+
+# ---- standardizing, and back
+
+
+def fit_scale(values, log=False):
+    """What `standardize` needs: {"mean", "std" of each target, "log"}, from the training values (rows, targets)."""
+    values = values.log() if log else values
+    return {"mean": values.mean(0).tolist(), "std": values.std(0, correction=0).tolist(), "log": log}
+
+
+def standardize(values, scale):
+    """Values (rows, targets) in their own units -> mean 0 and standard deviation 1 over the training split. float64."""
+    mean, std = (torch.tensor(scale[k], dtype=torch.float64) for k in ("mean", "std"))
+    return ((values.log() if scale["log"] else values) - mean) / std
+
+
+def to_own_units(outputs, scale, quantiles=None):
+    """The way back from `standardize`, to float64 on the CPU: outputs (rows, targets) -> (predictions (rows, targets),
+    None). With quantiles, a list that holds 0.5: outputs (rows, targets, quantiles) -> (the medians, all of them).
+    """
+    mean, std = (torch.tensor(scale[k], dtype=torch.float64) for k in ("mean", "std"))
+    if quantiles:
+        mean, std = mean[:, None], std[:, None]
+    values = outputs.cpu().double() * std + mean
+    values = values.exp() if scale["log"] else values
+    if not quantiles:
+        return values, None
+    # Sorted, so that they do not cross (Chernozhukov et al., "Quantile and Probability Curves Without Crossing", 2010).
+    values = values.sort(-1).values
+    return values[..., quantiles.index(0.5)], values
+
+
+def prediction_rows(files, targets, predictions, quantiles=None, levels=(), truth=None):
+    """[{"file", then of each target its true value (given `truth`), `<target>_prediction`, `<target>_q0.1` and so on},
+    ...] for a CSV. predictions, truth: (N, targets); quantiles: (N, targets, levels).
+    """
+    rows = []
+    for i, file in enumerate(files):
+        row = {"file": file}
+        for t, name in enumerate(targets):
+            row |= {name: truth[i, t].item()} if truth is not None else {}
+            row[f"{name}_prediction"] = predictions[i, t].item()
+            if quantiles is not None:
+                row |= {f"{name}_q{q:g}": quantiles[i, t, k].item() for k, q in enumerate(levels)}
+        rows.append(row)
+    return rows

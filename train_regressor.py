@@ -1,0 +1,476 @@
+"""Fine-tune a torchvision network to read numbers off pictures: the full loop, top to bottom, in plain PyTorch.
+
+    python train_regressor.py --data ./houses --labels labels.csv --target price --log-target
+    python train_regressor.py --data ./houses --target price,area --freeze backbone       # two numbers, new head alone
+    python train_regressor.py --data ./houses --target price --quantiles 0.1,0.5,0.9      # a range with each number
+    python train_regressor.py --resume runs/train_regressor/.../last.pt                   # go on after an interruption
+
+--labels is a CSV below --data with a column `file` (paths relative to the CSV), the numeric columns that --target
+names, and maybe a column `split` of train, val and test. Targets are standardized with the training split's mean and
+standard deviation: the loss is in those units, every metric and prediction in your own. What comes out lies in
+--output: best.pt and last.pt, history.csv (one row per epoch), args.json, the predictions.
+
+Errors are one line, exit status 2: a CSV without a column, a line that holds no number, a picture that is missing,
+weights that do not fit or cannot be had, a layer name that matches nothing, a run that diverged.
+"""
+
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import checkpoint
+import data
+import freeze
+import losses
+import metrics
+import tables
+from arguments import make_parser, number, numbers, refuse_idle, typed_options
+from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, build, build_options, check_image_size,
+                   load_pretrained, load_weights, mlp_head, pick_device, pick_precision, preprocessing_for, set_dropout)
+
+# ---- 1 arguments -----------------------------------------------------------------------------------------------------
+
+DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
+# A resumed run may change these and nothing else: the rest decides what has been learned so far.
+MAY_CHANGE = {"data", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay", "patience", "unfreeze",
+              "workers", "device", "output", "resume", "log_every", "batch_size", "accumulate"}
+
+
+def build_parser():
+    parser = make_parser(__doc__)
+    positive, share, above = number(int, 1), number(float, 0, 1), number(float, 0)
+
+    add = parser.add_argument_group("data").add_argument
+    add("--data", metavar="DIR", help="the folder of --labels")
+    add("--labels", default="labels.csv", metavar="FILE",
+        help="a CSV with a column file, numbers, maybe split; relative to --data (default %(default)s)")
+    add("--target", metavar="A,B", help="the column to predict, or several")
+    add("--log-target", action="store_true", help="learn the logarithm: for prices and other sizes above zero")
+    add("--sample-weight", metavar="COLUMN", help="a column that says how much each picture counts")
+    add("--val-split", type=number(float, 0.01, 0.99), default=0.2, metavar="SHARE",
+        help="share that is set aside where there is no column split (default %(default)s)")
+    add("--image-size", type=positive, metavar="N",
+        help="pixels (default: the evaluation size of the weights; 224 for a bare local file)")
+    add("--augment", choices=data.AUGMENT, default="none",
+        help="none changes no number; light: a slight crop, flip (sizes change by 12 %%, left and right are swapped); "
+             "standard: any crop (counts and sizes change); strong: colours too (default %(default)s)")
+    add("-b", "--batch-size", type=positive, default=32, metavar="N", help="pictures per batch (default %(default)s)")
+    add("-j", "--workers", type=number(int, 0), default=min(4, os.cpu_count() or 1), metavar="N",
+        help="processes that decode pictures; does not change the result (default here %(default)s)")
+
+    add = parser.add_argument_group("network").add_argument
+    add("--model", default="resnet18", metavar="NAME", help="torchvision's name for the network (default %(default)s)")
+    add("--weights", default="DEFAULT", metavar="W",
+        help="DEFAULT | a torchvision weights name | none | a local .pt or .pth file (default %(default)s)")
+    add("--head", choices=["linear", "mlp"], default="linear", help="mlp: one hidden layer (default %(default)s)")
+    add("--hidden", type=positive, default=256, metavar="N", help="mlp: hidden units (default %(default)s)")
+    add("--dropout", type=number(float, 0, 0.99), metavar="P",
+        help="beside the head (default: 0.5 in an mlp, otherwise the network's own)")
+
+    add = parser.add_argument_group("freezing").add_argument
+    add("--freeze", default="none", metavar="SPEC",
+        help="none | backbone | conv | bn | to:LAYER | names or patterns, comma-separated, such as conv1,layer1 or "
+             "'*.bn1'; the new head always trains (default %(default)s)")
+    add("--unfreeze", action="append", default=[], metavar="EPOCH:NAMES",
+        help="what thaws at the start of that epoch, the first being 0: 3:layer4, 5:all; with a peak rate of its own: "
+             "3:layer4@1e-4; repeatable")
+    add("--list-layers", action="store_true", help="print the layers, what is frozen, the rates; do not train")
+
+    add = parser.add_argument_group("loss").add_argument
+    add("--loss", choices=["mse", "l1", "huber"], default="huber",
+        help="mse: towards the mean; l1: towards the median; huber: between them (default %(default)s)")
+    add("--huber-delta", type=number(float, 1e-6), default=1.0, metavar="D",
+        help="huber: standard deviations from which on an error counts linearly (default %(default)s)")
+    add("--quantiles", type=numbers(0, 1), metavar="Q,...",
+        help="instead of --loss, such as 0.1,0.5,0.9: a range with every number")
+    add("--l1", type=above, default=0.0, metavar="L", help="L1 penalty on trainable weights; try 1e-6 (default: off)")
+
+    add = parser.add_argument_group("optimizer").add_argument
+    add("--optimizer", choices=list(DEFAULT_LR), default="adamw", help="(default %(default)s)")
+    add("--lr", type=above, metavar="LR",
+        help=f"learning rate of the head (default: {', '.join(f'{k} {v:g}' for k, v in DEFAULT_LR.items())})")
+    add("--backbone-lr-scale", type=above, metavar="S",
+        help="the backbone's rate is LR * S (default 0.1; 1 with --weights none)")
+    add("--layer-decay", type=share, default=1.0, metavar="D",
+        help="each layer group's rate is D times that of the next one towards the head (default %(default)s)")
+    add("--momentum", type=share, metavar="M", help="sgd (default 0.9) and rmsprop (default 0)")
+    add("--wd", "--weight-decay", dest="weight_decay", type=above, metavar="D",
+        help="on weights, not on biases and norm layers; decoupled in adamw (default 0.01), L2 in others (0.0001)")
+    add("--schedule", choices=["cosine", "step", "constant", "plateau"], default="cosine", help="(default %(default)s)")
+    add("--warmup-epochs", type=above, default=0.5, metavar="N", help="linear (default %(default)s)")
+    add("--step-epochs", type=positive, default=3, metavar="N", help="step: epochs between cuts (default %(default)s)")
+    add("--plateau-epochs", type=positive, default=2, metavar="N",
+        help="plateau: epochs without a better --monitor before a cut (default %(default)s)")
+    add("--gamma", type=share, default=0.1, metavar="G", help="step, plateau: factor of a cut (default %(default)s)")
+    add("--accumulate", type=positive, default=1, metavar="N", help="batches per optimizer step (default %(default)s)")
+    add("--clip-grad", type=above, default=0.0, metavar="NORM", help="longest gradient (default: any)")
+
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=positive, default=15, metavar="N", help="(default %(default)s)")
+    add("--monitor", choices=["val_loss", "val_r2"], default="val_loss",
+        help="what chooses best.pt and stops early; val_r2 is the mean over targets (default %(default)s)")
+    add("--patience", type=number(int, 0), default=0, metavar="N",
+        help="stop after N epochs without a better --monitor (default 0: never)")
+    add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision (default %(default)s)")
+    add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name such as cuda:0")
+    add("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="(default %(default)s)")
+
+    add = parser.add_argument_group("saving").add_argument
+    add("--output", metavar="DIR", help="the run folder (default runs/train_regressor/<time>)")
+    add("--resume", nargs="?", const="", metavar="FILE",
+        help="go on from FILE; without FILE from --output's last.pt if there is one, else start afresh; options not "
+             "typed come from the checkpoint")
+    add("--log-every", type=positive, default=10, metavar="N",
+        help="optimizer steps between looks at the loss (default %(default)s)")
+    return parser
+
+
+def read_arguments(argv):
+    """Return the options, and the checkpoint of a run that is resumed (else None)."""
+    parser = build_parser()
+    args, typed = parser.parse_args(argv), typed_options(parser, argv)
+    args, saved = checkpoint.resume_arguments(args, typed, "train_regressor", MAY_CHANGE)
+    if not (args.data and args.target) and not args.list_layers:
+        parser.error("--data and --target are needed: the folder of --labels, and a column of numbers in that file")
+    if args.quantiles and 0.5 not in args.quantiles:
+        parser.error("--quantiles need 0.5 among them: that is the number that is reported")
+    refuse_idle(parser, typed, {
+        "loss": (not args.quantiles, "no --quantiles, which have a loss of their own"),
+        "huber_delta": (args.loss == "huber" and not args.quantiles, "--loss huber"),
+        "momentum": (args.optimizer in ("sgd", "rmsprop"), "--optimizer sgd or rmsprop"),
+        "hidden": (args.head == "mlp", "--head mlp"),
+        "unfreeze": (args.freeze != "none", "something frozen by --freeze"),
+        "step_epochs": (args.schedule == "step", "--schedule step"),
+        "plateau_epochs": (args.schedule == "plateau", "--schedule plateau"),
+        "gamma": (args.schedule in ("step", "plateau"), "--schedule step or plateau"),
+    })
+    for option, default in (
+        ("lr", DEFAULT_LR[args.optimizer]),
+        ("weight_decay", 1e-2 if args.optimizer == "adamw" else 1e-4),
+        ("momentum", 0.9 if args.optimizer == "sgd" else 0.0),
+        ("backbone_lr_scale", 1.0 if args.weights.lower() == "none" else 0.1),
+    ):
+        if getattr(args, option) is None:
+            setattr(args, option, default)
+    return args, saved
+
+
+def train(args, saved):
+    # ---- 2 device and processes --------------------------------------------------------------------------------------
+    device = pick_device(args.device)
+    gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
+    torch.manual_seed(args.seed)  # for the new head's weights and for dropout
+
+    # ---- 3 data ------------------------------------------------------------------------------------------------------
+    targets = args.target.split(",")
+    labels = os.path.join(args.data, args.labels)
+    table = tables.read_table(labels, targets, data.split_by_hash, args.val_split, args.sample_weight,
+                              args.log_target)
+    fingerprint = tables.fingerprint(table)
+    if saved and saved["data"] != fingerprint:
+        raise tables.TableError(f"{labels} holds other rows ({fingerprint}) than the run was started with "
+                             f"({saved['data']}): start a new run from its weights, --weights {args.resume}")
+    print("\n".join([tables.describe(table), *data.pictures_to_know_of(table.splits)]))
+    scale = tables.fit_scale(table.values["train"], args.log_target)  # mean and standard deviation
+    wanted = {split: tables.standardize(values, scale).float() for split, values in table.values.items()}
+    weights = {split: values.float() for split, values in table.weights.items()}
+    training = table.values["train"]
+    baseline = {"training mean": training.mean(0).tolist(), "training median": training.quantile(0.5, dim=0).tolist()}
+
+    # ---- 4 model and head --------------------------------------------------------------------------------------------
+    if saved:
+        preprocessing, options_to_build = saved["preprocessing"], saved["build"]["options"]
+    else:
+        pretrained = load_pretrained(args.weights, args.model)
+        preprocessing = preprocessing_for(pretrained, args.image_size)
+        auxiliary = args.freeze != "backbone" or bool(args.unfreeze)  # they help a backbone that trains
+        options_to_build = build_options(args.model, preprocessing["image_size"], pretrained, auxiliary)
+    model = build(args.model, **options_to_build)
+
+    outputs = [f"{name} q{q:g}" for name in targets for q in args.quantiles] if args.quantiles else targets
+    head = freeze.find_head(model)  # "fc" in a ResNet, "classifier.6" in a VGG, "heads.head" in a ViT
+    old_head = model.get_submodule(head)
+    if args.head == "mlp":
+        new_head = mlp_head(old_head, len(outputs), args.hidden)  # its dropout is 0.5
+    elif isinstance(old_head, nn.Conv2d):  # SqueezeNet classifies with a 1x1 convolution
+        new_head = nn.Conv2d(old_head.in_channels, len(outputs), kernel_size=1)
+    else:
+        new_head = nn.Linear(old_head.in_features, len(outputs), bias=old_head.bias is not None)
+    model.set_submodule(head, new_head)
+    for name in auxiliary_heads(model):  # of GoogLeNet and Inception; each is a small network with a last layer
+        block = model.get_submodule(name)
+        last = freeze.find_head(block)
+        block.set_submodule(last, nn.Linear(block.get_submodule(last).in_features, len(outputs)))
+    if args.dropout is not None:
+        set_dropout(model, head, args.dropout)
+    check_image_size(model.eval(), preprocessing["image_size"])
+    if saved:
+        model.load_state_dict(saved["model"])
+    elif pretrained["state_dict"]:
+        same_outputs = pretrained["outputs"] in (None, outputs)  # one of our checkpoints knows its own
+        said = load_weights(model, pretrained["state_dict"], head, same_outputs)
+        print(f"weights: {pretrained['source']}; {said}")
+    heads = (head, *auxiliary_heads(model))  # what no spec freezes
+
+    # ---- 5 freezing --------------------------------------------------------------------------------------------------
+    freeze.freeze(model, args.freeze, heads)  # requires_grad = False; train_mode() in section 10 does the other half
+    groups = freeze.param_groups(model, heads, args.lr, args.weight_decay, args.backbone_lr_scale, args.layer_decay)
+    start_epoch, past = (saved["epoch"], saved["options"]["unfreeze"]) if saved else (0, [])
+    thaws = freeze.plan_thaws(args.unfreeze, past, start_epoch)
+    freeze.check_thaws(thaws, max(args.epochs, start_epoch), model, heads, groups)  # now, not hours later
+    for epoch in [e for e in thaws if e < start_epoch]:
+        freeze.thaw(model, thaws[epoch], heads, groups)
+    if args.batch_size == 1 or len(heads) > 1:  # can BatchNorm train on single pictures, auxiliary heads on small ones?
+        check_image_size(freeze.train_mode(model), preprocessing["image_size"], args.batch_size)
+    if args.weights.lower() == "none" and args.freeze != "none":
+        print("warning: --freeze with --weights none keeps random layers as they are; they learn nothing")
+    model.to(device, memory_format=torch.channels_last)
+
+    # ---- 6 loss ------------------------------------------------------------------------------------------------------
+    # Your own loss: any callable (outputs (N, T), targets (N, T), weights (N,)) -> scalar can stand here instead, all
+    # float32 and standardized. With --quantiles the outputs are (N, T, Q).
+    criterion = losses.Quantile(args.quantiles) if args.quantiles else losses.Regression(args.loss, args.huber_delta)
+    criterion.to(device)
+
+    # ---- 7 optimizer, schedule, scaler -------------------------------------------------------------------------------
+    # Every parameter is in, frozen or not, so that a thaw needs nothing more.
+    optimizer_class = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
+                       "rmsprop": torch.optim.RMSprop, "adagrad": torch.optim.Adagrad}[args.optimizer]
+    momentum = {"momentum": args.momentum} if args.optimizer in ("sgd", "rmsprop") else {}
+    optimizer = optimizer_class(groups, **momentum)
+
+    order = data.SeededBatches(len(table.splits["train"]), args.batch_size, args.seed, shuffle=True)
+    batch_sizes = order.sizes()
+    steps_per_epoch = math.ceil(len(batch_sizes) / args.accumulate)
+    warmup_steps = round(args.warmup_epochs * steps_per_epoch)
+    plateau_scale = 1.0  # what --schedule plateau has cut the rate to
+
+    def factor_at(step):
+        """The share of its peak rate that each group has at optimizer step `step`: a plain function of the step."""
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if args.schedule == "cosine":  # down to zero (Loshchilov and Hutter, "SGDR", 2017)
+            progress = (step - warmup_steps) / max(1, args.epochs * steps_per_epoch - warmup_steps)
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        if args.schedule == "step":
+            return args.gamma ** (step // steps_per_epoch // args.step_epochs)
+        return plateau_scale
+
+    amp = saved["precision"] if saved and args.amp == "auto" and saved["device"] == device.type else args.amp
+    precision, reason, amp_dtype = pick_precision(amp, model, device, gpus)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")  # bf16 has float32's range, needs none
+
+    # ---- 8 resume ----------------------------------------------------------------------------------------------------
+    best, best_epoch, epochs_without_gain, history = None, None, 0, []
+    output = Path(args.output)
+    options = vars(args) | {"data": os.path.abspath(args.data), "unfreeze": [f"{e}:{n}" for e, n in thaws.items()]}
+    if saved:
+        settings = [{k: g[k] for k in ("peak_lr", "weight_decay")} for g in optimizer.param_groups]
+        optimizer.load_state_dict(saved["optimizer"])  # brings back the momenta, and the old rates and decay too
+        for group, now in zip(optimizer.param_groups, settings, strict=True):
+            group.update(now)
+        if scaler.is_enabled() and saved["scaler"]:  # both empty unless in fp16
+            scaler.load_state_dict(saved["scaler"])
+        checkpoint.set_rng_state(saved["rng"])
+        best, best_epoch, epochs_without_gain = saved["best"], saved["best_epoch"], saved["epochs_without_gain"]
+        history, plateau_scale = saved["history"], saved["plateau_scale"]
+        print("\n".join([f"resumed from {args.resume} at epoch {start_epoch}", *checkpoint.machine_changes(saved)]))
+    checkpoint.start_folder(output)
+    if history:
+        for line in checkpoint.set_aside_later_epochs(saved, output):
+            print(line)
+        if not checkpoint.take_best_along(args.resume, saved, output):
+            best, best_epoch, epochs_without_gain = history[-1][args.monitor], start_epoch - 1, 0
+            print(f"best.pt of the epochs before {start_epoch} is not there any more: {args.resume} is best.pt for now")
+        checkpoint.write_csv(history, output / "history.csv")
+
+    def state_to_save(next_epoch):
+        """All that resuming and predict.py need, in tensors and plain values: read with weights_only=True."""
+        return {
+            "script": "train_regressor", "options": options, "machine": checkpoint.machine(),
+            "model": model.state_dict(), "build": {"name": args.model, "options": options_to_build},
+            "head": head, "hidden": args.hidden if args.head == "mlp" else 0,
+            "preprocessing": preprocessing, "outputs": outputs, "targets": targets, "quantiles": args.quantiles,
+            "scale": scale, "baseline": baseline, "data": fingerprint,
+            "optimizer": optimizer.state_dict(), "plateau_scale": plateau_scale, "scaler": scaler.state_dict(),
+            "precision": precision, "device": device.type, "rng": checkpoint.rng_state(), "epoch": next_epoch,
+            "step": next_epoch * steps_per_epoch, "best": best, "best_epoch": best_epoch,
+            "epochs_without_gain": epochs_without_gain, "history": history,
+        }
+
+    # ---- 9 several GPUs ----------------------------------------------------------------------------------------------
+    # `network` runs; `model` is frozen, thawed and saved: the same parameters under their plain names.
+    network = nn.DataParallel(model) if gpus > 1 else model
+
+    # ---- 10 the loop -------------------------------------------------------------------------------------------------
+    size, resize_size, interpolation = (preprocessing[k] for k in ("image_size", "resize_size", "interpolation"))
+    mean, std = (torch.tensor(preprocessing[k], device=device).view(3, 1, 1) for k in ("mean", "std"))
+    augment = data.train_transform(size, args.augment, interpolation, resize_size)  # or any v2 transform of your own
+    train_images = data.ImageList(table.splits["train"], augment, args.seed, size=2 * size)  # twice: room for crops
+    train_loader = data.make_loader(train_images, order, args.workers, pin_memory=device.type == "cuda")
+
+    def loader_of(split):
+        plain = data.eval_transform(size, interpolation, resize_size)
+        listed = data.ImageList(table.splits[split], plain, size=2 * size)
+        return data.make_loader(listed, data.SeededBatches(len(listed), args.batch_size), args.workers)
+
+    def outputs_of(x, dtype):
+        """What the network makes of a batch, and what its auxiliary heads do: each (N, T) or (N, T, Q), in float32."""
+        with torch.amp.autocast(device.type, dtype, enabled=dtype is not None):
+            found = network(data.to_input(x, mean, std))
+        found = found if isinstance(found, tuple) else (found,)
+        shape = (len(x), len(targets), len(args.quantiles)) if args.quantiles else (len(x), len(targets))
+        return [o.float().view(shape) for o in found]  # in float32, out of autocast's reach
+
+    @torch.inference_mode()
+    def evaluate(loader, dtype):
+        """The outputs of a whole split in the order of its rows, standardized, in evaluation mode."""
+        network.eval()
+        return torch.cat([outputs_of(x, dtype)[0] for x, _ in data.batches(loader)])
+
+    val_loader = loader_of("val")
+    print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
+          f"{freeze.group_table(model, heads, optimizer.param_groups)}\n")
+
+    if start_epoch >= args.epochs:
+        print(f"all {start_epoch} epochs are done; to train longer, give more --epochs")
+    for epoch in range(start_epoch, args.epochs):
+        if args.patience and epochs_without_gain >= args.patience:
+            print(f"stopped early: no better {args.monitor} for {epochs_without_gain} epochs")
+            break
+        if epoch in thaws:
+            if not (way_back := output / f"before_unfreeze_{epoch}.pt").exists():  # stays as it is when used
+                checkpoint.save(state_to_save(epoch), output, name=way_back.name)
+            count = freeze.thaw(model, thaws[epoch], heads, optimizer.param_groups)
+            print(f"thaw: {thaws[epoch]}, {count:,} parameters")
+
+        freeze.train_mode(network)  # model.train(), and eval() on every frozen part: no running statistics move there
+        order.epoch, step = epoch, epoch * steps_per_epoch
+        again = f"python train_regressor.py --resume {output}/last.pt" if epoch else "the same command with"
+        seen = 0
+        loss_sum, norm_sum = (torch.zeros((), device=device) for _ in range(2))
+        started = time.perf_counter()
+        bar = tqdm(data.batches(train_loader), f"epoch {epoch}", len(batch_sizes), leave=False, disable=None)
+        for i, (x, rows) in enumerate(bar):
+            y, weight = (of_split["train"][rows].to(device, non_blocking=True) for of_split in (wanted, weights))
+            main, *auxiliary = outputs_of(x, amp_dtype)
+            loss = criterion(main, y, weight)
+            for more in auxiliary:
+                loss = loss + AUXILIARY_WEIGHT[args.model] * criterion(more, y, weight)
+
+            # The batches of one optimizer step count by their share of its pictures; the last step may have fewer.
+            first = i - i % args.accumulate
+            share = len(y) / sum(batch_sizes[first : first + args.accumulate])
+            scaler.scale(loss * share).backward()
+            seen += len(y)
+            loss_sum += loss.detach() * len(y)  # stays on the device: .item() here would wait for it at every step
+            if (i + 1) % args.accumulate and i + 1 < len(batch_sizes):
+                continue  # not yet the last batch of this optimizer step
+
+            if args.l1:
+                scaler.scale(args.l1 * losses.l1_penalty(model)).backward()
+            scaler.unscale_(optimizer)  # nothing to do unless in fp16
+            trained = [p for p in model.parameters() if p.grad is not None]
+            norm = nn.utils.get_total_norm([p.grad for p in trained])
+            if args.clip_grad:
+                nn.utils.clip_grads_with_norm_(trained, args.clip_grad, norm)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor_at(step)
+            scaler.step(optimizer)  # passes over this step if fp16 has overflowed
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            norm_sum += norm.nan_to_num(0, 0, 0)  # infinite where fp16 has overflowed
+            step += 1
+            if step % args.log_every == 0 or i + 1 == len(batch_sizes):
+                train_loss = loss_sum.item() / seen
+                bar.set_postfix_str(f"loss {train_loss:.4f}, {seen / (time.perf_counter() - started):.0f} images/s")
+                losses.check_finite(train_loss, f"training loss of epoch {epoch}", f"{again} --lr {args.lr / 2:g}")
+        train_seconds = time.perf_counter() - started
+
+        found = evaluate(val_loader, amp_dtype)
+        scores = {"val_loss": criterion(found, *(of["val"].to(device) for of in (wanted, weights))).item()}
+        losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", f"{again} --lr {args.lr / 2:g}")
+        predictions, quantiles = tables.to_own_units(found, scale, args.quantiles)
+        columns = metrics.score_columns(targets, predictions, table.values["val"], quantiles)
+        scores |= {f"val_{name}": value for name, value in columns.items()}
+        seconds = time.perf_counter() - started
+        history.append({"epoch": epoch, "train_loss": train_loss, **scores, "lr": args.lr * factor_at(step - 1),
+                        "grad_norm": norm_sum.item() / steps_per_epoch, "seconds": seconds,
+                        "images_per_second": seen / train_seconds})
+
+        now = scores[args.monitor]
+        is_best = best is None or (now < best if args.monitor == "val_loss" else now > best)
+        if is_best:
+            best, best_epoch, epochs_without_gain = now, epoch, 0
+        else:
+            epochs_without_gain += 1
+            if args.schedule == "plateau" and epochs_without_gain % args.plateau_epochs == 0:
+                plateau_scale *= args.gamma
+        checkpoint.save(state_to_save(epoch + 1), output, best=is_best)
+        checkpoint.write_csv(history, output / "history.csv")
+        checkpoint.write_json(options, output / "args.json")
+        shown = dict.fromkeys(["train_loss", "val_loss", *(k for k in scores if k.startswith(("val_mae", "val_r2")))])
+        print(f"epoch {epoch:3d}  " + "  ".join(f"{k} {history[-1][k]:.4f}" for k in shown)
+              + f"  lr {history[-1]['lr']:.1e}  {seconds:.1f} s{'  best' if is_best else ''}", flush=True)
+
+    # ---- the end: best.pt, once, on the test split, which has chosen nothing -----------------------------------------
+    best_state = checkpoint.load(output / "best.pt", script="train_regressor")
+    model.load_state_dict(best_state["model"])
+    split = "test" if "test" in table.splits else "val"
+    found = evaluate(loader_of(split), None)  # in float32, as predict.py does
+    predictions, quantiles = tables.to_own_units(found, scale, args.quantiles)
+    truth = table.values[split]
+    rows = tables.prediction_rows([path for path, _ in table.splits[split]], targets, predictions, quantiles,
+                                args.quantiles, truth)
+    checkpoint.write_csv(rows, output / f"{split}_predictions.csv")
+    ways = {"this model": predictions} | {words: torch.tensor(values) for words, values in baseline.items()}
+    print(f"\nbest.pt: epoch {best_state['epoch'] - 1}, {args.monitor} {best_state['history'][-1][args.monitor]:.4f}\n"
+          f"on the {len(truth)} pictures of {split}"
+          f"{'' if split == 'test' else ', which chose best.pt: expect a little less on others'}:\n\n"
+          f"{metrics.regression_report(targets, truth, ways, quantiles)}\n\n"
+          f"files are in {output}; next: python predict.py --checkpoint {output}/best.pt PICTURES")
+
+
+def list_layers(args):
+    """--list-layers: the table that section 10 prints, with one output per target; no weights are needed."""
+    options = {"num_classes": len(args.target.split(","))} if args.target else {}
+    model = build(args.model, **options, **build_options(args.model, args.image_size or 224))
+    head = freeze.find_head(model)
+    freeze.freeze(model, args.freeze, head)
+    groups = freeze.param_groups(model, head, args.lr, args.weight_decay, args.backbone_lr_scale, args.layer_decay)
+    thaws = freeze.plan_thaws(args.unfreeze)
+    freeze.check_thaws(thaws, args.epochs, model, head, groups)
+    print(freeze.group_table(model, head, groups))
+    for epoch, names in thaws.items():
+        print(f"epoch {epoch}: {freeze.thaw(model, names, head, groups):,} parameters thaw ({names})")
+
+
+def main(argv=None):
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may hold what a terminal cannot show
+    args = None
+    try:
+        args, saved = read_arguments(argv)
+        if args.list_layers:
+            list_layers(args)
+        else:
+            train(args, saved)
+    except (checkpoint.CheckpointError, data.DataError, freeze.FreezeError, losses.LossError, ModelError,
+            tables.TableError) as error:
+        tqdm.write("error: " + " ".join(str(error).splitlines()), file=sys.stderr)  # clears the bar first
+        sys.exit(2)
+    except KeyboardInterrupt:
+        last = Path(args.output, "last.pt") if args else None
+        again = f"; go on with: python train_regressor.py --resume {last}" if last and last.exists() else ""
+        print(f"\nstopped{again}", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
