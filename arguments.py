@@ -21,13 +21,17 @@ def make_parser(description):
     return parser
 
 
-def number(kind, low, high=10**9):
+ANY = 10**9  # no limit that anyone meets
+
+
+def number(kind, low, high=ANY):
     """An argparse type: an int or float from low to high."""
 
     def parse(text):
         value = kind(text)
         if not low <= value <= high:  # true for nan as well
-            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be from {low:g} to {high:g}")
+            limits = f"{low} or above" if high == ANY and value < low else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {limits}")
         return value
 
     parse.__name__ = kind.__name__  # argparse names it when the text is no number at all
@@ -40,7 +44,7 @@ def numbers(low, high):
     def parse(text):
         values = sorted({float(part) for part in text.split(",")})
         if not all(low < value < high for value in values):
-            raise argparse.ArgumentTypeError(f"{text} is out of range: each must lie between {low:g} and {high:g}")
+            raise argparse.ArgumentTypeError(f"{text} is out of range: each must lie between {low} and {high}")
         return values
 
     parse.__name__ = "list of numbers"

@@ -176,6 +176,10 @@ def animated(paths):
 
     def frames(path):
         try:
+            if str(path).lower().endswith(".webp"):  # PIL would read the whole file; a bit of its header says it too
+                with open(path, "rb") as file:
+                    header = file.read(21)
+                return header[8:16] == b"WEBPVP8X" and bool(header[20] & 2)
             with Image.open(path) as image:
                 return getattr(image, "is_animated", False)  # a JPEG under a wrong name does not know the word
         except Exception:  # decoding will name it

@@ -134,11 +134,11 @@ def freeze(model, spec, head):
 
 def freeze_to(model, n, head=None):
     """Freeze the first `n` layer groups (see `layer_groups`) and train the others; a negative n counts from the end, so
-    -1 trains the head alone and -2 one group more. As `freeze_to` of fastai, except that the BatchNorms of frozen
-    groups stand still too (through `train_mode`).
+    -1 trains the head alone and -2 one group more (auxiliary heads are not counted). As `freeze_to` of fastai, except
+    that the BatchNorms of frozen groups stand still too (through `train_mode`).
     """
     head = head or find_head(model)
-    groups = list(layer_groups(model, head))
+    groups = [group for group in layer_groups(model, head) if group not in _as_tuple(head)[1:]]
     if not -len(groups) <= n < len(groups):
         raise FreezeError(f"there are {len(groups)} layer groups ({', '.join(groups)}): n must be from {-len(groups)} "
                           f"to {len(groups) - 1}, not {n}")
@@ -188,7 +188,11 @@ def _stages(model, spec, head):
 def _groups_of(parameters, names, head, groups):
     """The optimizer's groups that hold the named parameters, without the head's."""
     chosen = {id(parameters[n]) for n in names if not _under(n, head)}
+    if not chosen:
+        raise FreezeError("the head learns at --lr: a rate behind @ is for other layers")
     found = [g for g in groups if any(id(p) in chosen for p in g["params"])]
+    if not found:
+        raise FreezeError("a rate behind @ needs the optimizer's param_groups, to be written there")
     for group in found:
         if not all(id(p) in chosen for p in group["params"]):
             raise FreezeError(f"a rate is set for whole layers, and these names are a part of {group['layer']} only: "

@@ -278,13 +278,16 @@ def class_weights(spec, classes, counts):
         return None
     if spec == "balanced":
         return torch.tensor([sum(counts) / (len(counts) * n) for n in counts])
-    weights = dict.fromkeys(classes, 1.0)
+    weights, named = dict.fromkeys(classes, 1.0), set()
     for part in spec.split(","):
         name, equals, value = part.strip().rpartition("=")
         if not equals:
             raise LossError(f"class weights '{spec}' are neither 'balanced' nor like {classes[0]}=10,{classes[-1]}=1"
                             + _rename(classes, ","))
         _check_known(name, classes, "class weights", ",")
+        if name in named:
+            raise LossError(f"class weights name '{name}' twice")
+        named.add(name)
         # Zero is refused: a batch of that class alone would be 0 / 0.
         weights[name] = _positive(value, f"the weight of class '{name}'")
     return torch.tensor(list(weights.values()))
@@ -296,17 +299,20 @@ def cost_matrix(spec, classes):
     spec: `dog:cat=10,cat:dog=2`: calling a dog a cat costs 10, calling a cat a dog 2, and every other mistake 1.
     classes: the C names.
     """
-    costs = 1 - torch.eye(len(classes))
+    costs, named = 1 - torch.eye(len(classes)), set()
     for part in spec.split(","):
         pair, equals, value = part.strip().rpartition("=")
         truth, colon, prediction = pair.partition(":")
         if not (equals and colon):
-            raise LossError(f"costs '{spec}' are not like {classes[0]}:{classes[-1]}=10,{classes[-1]}:{classes[0]}=2"
+            raise LossError(f"--costs '{spec}' is not like {classes[0]}:{classes[-1]}=10,{classes[-1]}:{classes[0]}=2"
                             + _rename(classes, ",:"))
         for name in (truth, prediction):
             _check_known(name, classes, "costs", ",:")
         if truth == prediction:
             raise LossError(f"costs name '{pair}', which is no mistake and costs nothing: leave it out")
+        if pair in named:
+            raise LossError(f"costs name '{pair}' twice: it is TRUTH:PREDICTION")
+        named.add(pair)
         cost = _positive(value, f"the cost of '{pair}'")
         costs[classes.index(truth), classes.index(prediction)] = cost
     return costs

@@ -265,6 +265,8 @@ def load_weights(model, state_dict, head, same_outputs=True):
     state_dict |= in_file if keep else {k: own[k] for k in keys}
     auxiliary = ("aux1.", "aux2.", "AuxLogits.")
     fits = {k for k, v in state_dict.items() if k in own and v.shape == own[k].shape}
+    if not same_outputs:
+        fits -= {k for k in fits if k.startswith(("aux1.fc2.", "aux2.fc2.", "AuxLogits.fc."))}
     state_dict = OrderedDict((k, v) for k, v in state_dict.items() if k in fits or not k.startswith(auxiliary))
     state_dict |= {k: own[k] for k in own if k.startswith(auxiliary) and k not in fits}
 

@@ -87,10 +87,9 @@ def write_weights(state, file):
         print("then set model.classifier[2] = torch.nn.Identity(): it was trained without the ReLU behind the head")
 
 
-def run_network(args, state, paths):
+def run_network(args, state, device, paths):
     """Return the outputs (N, C) in float32 for the pictures, and the places in `paths` of those that could be read."""
     model = rebuild(state)
-    device = pick_device(args.device)
     model.to(device, memory_format=torch.channels_last).eval()
     _, _, amp_dtype = pick_precision(args.amp, model, device)
     preprocessing = state["preprocessing"]
@@ -153,7 +152,7 @@ def predict(args):
         write_weights(state, args.weights_only)
         if not (args.pictures or args.labels):
             return 0
-    truth, classes = None, state.get("classes", [])
+    device, truth, classes = pick_device(args.device), None, state.get("classes", [])
     if args.labels and classes:
         raise data.DataError("--labels is for regression: give a folder whose subfolders are named like the classes")
     if args.labels:
@@ -167,7 +166,7 @@ def predict(args):
         checkpoint.refuse_other_files(args.csv)  # now, and not after all the predicting
 
     paths = [path for path, _ in listed]
-    outputs, good = run_network(args, state, paths)
+    outputs, good = run_network(args, state, device, paths)
     if classes:
         rows, words = class_rows(args, state, outputs, good, listed)
     else:

@@ -94,7 +94,7 @@ def read_rows(file, targets, weight_column=None, log=False):
             raise TableError(f"{where}: the weight {weight_column} is {weight:g}: it must be 0 or above")
         found.append((path, split, numbers, weight))
     if absent:
-        raise TableError(absent[0] + (f" (and {len(absent) - 1} more rows with none)" if len(absent) > 1 else ""))
+        raise TableError(absent[0] + (f" (and {len(absent) - 1} more are missing)" if len(absent) > 1 else ""))
     return found
 
 
@@ -103,12 +103,12 @@ def _read_csv(file):
     try:
         with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
             reader = csv.DictReader(lines)
+            columns = [(name or "").strip() for name in reader.fieldnames or []]
             rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise TableError(f"cannot read the labels {file} ({error.strerror})") from error
     except csv.Error as error:
         raise TableError(f"{file} is no CSV file ({error})") from error
-    columns = [(name or "").strip() for name in reader.fieldnames or []]
     if twice := [name for name, count in Counter(columns).items() if count > 1]:
         raise TableError(f"{file} has the column '{twice[0]}' twice: rename one")
     if not rows:

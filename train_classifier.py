@@ -8,9 +8,6 @@
 
 --data holds train/ and val/ (and test/), or is one folder to be split; in them one folder of pictures per class. What
 comes out lies in --output: best.pt and last.pt, history.csv (one row per epoch), args.json, the predictions.
-
-Errors are one line, exit status 2: folders without classes or with different ones, a picture that cannot be read,
-weights that do not fit or cannot be had, a layer name that matches nothing, a run that diverged.
 """
 
 import math
@@ -37,7 +34,7 @@ from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, build, build_o
 DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 # A resumed run may change these and nothing else: the rest decides what has been learned so far.
 MAY_CHANGE = {"data", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay", "patience", "unfreeze",
-              "workers", "device", "output", "resume", "log_every", "batch_size", "accumulate"}
+              "workers", "device", "output", "resume", "list_layers", "log_every", "batch_size", "accumulate"}
 
 
 def build_parser():
@@ -65,7 +62,7 @@ def build_parser():
     add("--weights", default="DEFAULT", metavar="W",
         help="DEFAULT | a torchvision weights name | none | a local .pt or .pth file (default %(default)s)")
     add("--head", choices=["linear", "mlp"], default="linear", help="mlp: one hidden layer (default %(default)s)")
-    add("--hidden", type=positive, default=256, metavar="N", help="mlp: hidden units (default %(default)s)")
+    add("--hidden", type=number(int, 1, 65536), default=256, metavar="N", help="of the mlp (default %(default)s)")
     add("--dropout", type=number(float, 0, 0.99), metavar="P",
         help="beside the head (default: 0.5 in an mlp, otherwise the network's own)")
 
@@ -97,7 +94,7 @@ def build_parser():
     add("--backbone-lr-scale", type=above, metavar="S",
         help="the backbone's rate is LR * S (default 0.1; 1 with --weights none)")
     add("--layer-decay", type=share, default=1.0, metavar="D",
-        help="each layer group's rate is D times that of the next one towards the head (default %(default)s)")
+        help="the rate of each group of the backbone is D times that of the one behind it (default %(default)s)")
     add("--momentum", type=share, metavar="M", help="sgd (default 0.9) and rmsprop (default 0)")
     add("--wd", "--weight-decay", dest="weight_decay", type=above, metavar="D",
         help="on weights, not on biases and norm layers; decoupled in adamw (default 0.01), L2 in others (0.0001)")
@@ -137,14 +134,15 @@ def read_arguments(argv):
     args, saved = checkpoint.resume_arguments(args, typed, "train_classifier", MAY_CHANGE)
     if not args.data and not args.list_layers:
         parser.error("--data is needed: a folder with one folder of pictures per class")
-    if args.loss == "cost" and not args.costs:
-        parser.error("--loss cost needs --costs, such as dog:cat=10")
     by_class = args.loss in ("cross-entropy", "focal"), "--loss cross-entropy or focal"
-    blended = args.loss != "soft-f1", "a --loss other than soft-f1, which cannot blend classes"
+    blended = args.loss != "soft-f1" or not (args.mixup or args.cutmix), "a --loss that can blend classes"
+    thawing = args.freeze != "backbone" or args.unfreeze, "a backbone that trains or thaws"
+    listing = not args.list_layers, "training: --list-layers shows the network with a linear head"
     refuse_idle(parser, typed, {
         "momentum": (args.optimizer in ("sgd", "rmsprop"), "--optimizer sgd or rmsprop"),
         "hidden": (args.head == "mlp", "--head mlp"),
         "unfreeze": (args.freeze != "none", "something frozen by --freeze"),
+        "backbone_lr_scale": thawing, "layer_decay": thawing, "head": listing, "dropout": listing,
         "focal_gamma": (args.loss == "focal", "--loss focal"), "costs": (args.loss == "cost", "--loss cost"),
         "class_weights": by_class, "label_smoothing": by_class, "mixup": blended, "cutmix": blended,
         "class_weight_mean": (args.class_weights, "--class-weights"),
@@ -234,7 +232,7 @@ def train(args, saved):
     elif args.loss == "soft-f1":
         criterion = losses.SoftF1()
     elif args.loss == "cost":
-        criterion = losses.CostMatrix(losses.cost_matrix(args.costs, classes))
+        criterion = losses.CostMatrix(losses.cost_matrix(args.costs or "", classes))
     else:
         criterion = losses.CrossEntropy(weight, args.class_weight_mean, args.label_smoothing)
     criterion.to(device)
@@ -350,7 +348,8 @@ def train(args, saved):
 
         freeze.train_mode(network)  # model.train(), and eval() on every frozen part: no running statistics move there
         order.epoch, step = epoch, epoch * steps_per_epoch
-        again = f"python train_classifier.py --resume {output}/last.pt" if epoch else "the same command with"
+        way_out = f"python train_classifier.py --resume {output}/last.pt" if epoch else "the same command with"
+        way_out += f" --lr {args.lr / 2:g}" + (", and lower rates behind @" if "@" in "".join(thaws.values()) else "")
         seen = 0
         loss_sum, hits, norm_sum = (torch.zeros((), device=device) for _ in range(3))
         started = time.perf_counter()
@@ -362,7 +361,8 @@ def train(args, saved):
                 outputs = network(x)
             logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
             loss = criterion(logits.float(), y)  # in float32, out of autocast's reach
-            for more in auxiliary:
+            loss_sum += loss.detach() * len(y)  # stays on the device: .item() here would wait for it at every step
+            for more in auxiliary:  # not in train_loss, which is to be compared with val_loss
                 loss = loss + AUXILIARY_WEIGHT[args.model] * criterion(more.float(), y)
 
             # The batches of one optimizer step count by their share of its pictures; the last step may have fewer.
@@ -370,7 +370,6 @@ def train(args, saved):
             share = len(y) / sum(batch_sizes[first : first + args.accumulate])
             scaler.scale(loss * share).backward()
             seen += len(y)
-            loss_sum += loss.detach() * len(y)  # stays on the device: .item() here would wait for it at every step
             hits += (logits.detach().argmax(1) == (y if y.ndim == 1 else y.argmax(1))).sum()
             if (i + 1) % args.accumulate and i + 1 < len(batch_sizes):
                 continue  # not yet the last batch of this optimizer step
@@ -392,13 +391,13 @@ def train(args, saved):
             if step % args.log_every == 0 or i + 1 == len(batch_sizes):
                 train_loss = loss_sum.item() / seen
                 bar.set_postfix_str(f"loss {train_loss:.4f}, {seen / (time.perf_counter() - started):.0f} images/s")
-                losses.check_finite(train_loss, f"training loss of epoch {epoch}", f"{again} --lr {args.lr / 2:g}")
+                losses.check_finite(train_loss, f"training loss of epoch {epoch}", way_out)
         train_seconds = time.perf_counter() - started
 
         outputs, labels = evaluate(val_loader, amp_dtype)
         confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes))
         scores = {"val_loss": criterion(outputs, labels).item()}
-        losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", f"{again} --lr {args.lr / 2:g}")
+        losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", way_out)
         scores |= {f"val_{name}": value for name, value in metrics.scores(confusion).items()}
         if len(classes) > 5:
             scores["val_top5_accuracy"] = metrics.top_k_accuracy(outputs, labels, 5)
@@ -442,17 +441,19 @@ def train(args, saved):
 
 
 def list_layers(args):
-    """--list-layers: the table that section 10 prints; for 1000 classes without --data; no weights are needed."""
+    """--list-layers: the table that section 10 prints, for a linear head; no weights are needed."""
     options = {"num_classes": len(data.find_images(args.data, args.val_split).classes)} if args.data else {}
-    model = build(args.model, **options, **build_options(args.model, args.image_size or 224))
-    head = freeze.find_head(model)
-    freeze.freeze(model, args.freeze, head)
-    groups = freeze.param_groups(model, head, args.lr, args.weight_decay, args.backbone_lr_scale, args.layer_decay)
+    auxiliary = args.freeze != "backbone" or bool(args.unfreeze)
+    size = args.image_size or load_pretrained("none", args.model)["image_size"]
+    model = build(args.model, **options, **build_options(args.model, size, auxiliary=auxiliary))
+    heads = (freeze.find_head(model), *auxiliary_heads(model))
+    freeze.freeze(model, args.freeze, heads)
+    groups = freeze.param_groups(model, heads, args.lr, args.weight_decay, args.backbone_lr_scale, args.layer_decay)
     thaws = freeze.plan_thaws(args.unfreeze)
-    freeze.check_thaws(thaws, args.epochs, model, head, groups)
-    print(freeze.group_table(model, head, groups))
+    freeze.check_thaws(thaws, args.epochs, model, heads, groups)
+    print(freeze.group_table(model, heads, groups))
     for epoch, names in thaws.items():
-        print(f"epoch {epoch}: {freeze.thaw(model, names, head, groups):,} parameters thaw ({names})")
+        print(f"epoch {epoch}: {freeze.thaw(model, names, heads, groups):,} parameters thaw ({names})")
 
 
 def main(argv=None):

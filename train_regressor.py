@@ -9,9 +9,6 @@
 names, and maybe a column `split` of train, val and test. Targets are standardized with the training split's mean and
 standard deviation: the loss is in those units, every metric and prediction in your own. What comes out lies in
 --output: best.pt and last.pt, history.csv (one row per epoch), args.json, the predictions.
-
-Errors are one line, exit status 2: a CSV without a column, a line that holds no number, a picture that is missing,
-weights that do not fit or cannot be had, a layer name that matches nothing, a run that diverged.
 """
 
 import math
@@ -39,7 +36,7 @@ from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, build, build_o
 DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 # A resumed run may change these and nothing else: the rest decides what has been learned so far.
 MAY_CHANGE = {"data", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay", "patience", "unfreeze",
-              "workers", "device", "output", "resume", "log_every", "batch_size", "accumulate"}
+              "workers", "device", "output", "resume", "list_layers", "log_every", "batch_size", "accumulate"}
 
 
 def build_parser():
@@ -69,7 +66,7 @@ def build_parser():
     add("--weights", default="DEFAULT", metavar="W",
         help="DEFAULT | a torchvision weights name | none | a local .pt or .pth file (default %(default)s)")
     add("--head", choices=["linear", "mlp"], default="linear", help="mlp: one hidden layer (default %(default)s)")
-    add("--hidden", type=positive, default=256, metavar="N", help="mlp: hidden units (default %(default)s)")
+    add("--hidden", type=number(int, 1, 65536), default=256, metavar="N", help="of the mlp (default %(default)s)")
     add("--dropout", type=number(float, 0, 0.99), metavar="P",
         help="beside the head (default: 0.5 in an mlp, otherwise the network's own)")
 
@@ -98,7 +95,7 @@ def build_parser():
     add("--backbone-lr-scale", type=above, metavar="S",
         help="the backbone's rate is LR * S (default 0.1; 1 with --weights none)")
     add("--layer-decay", type=share, default=1.0, metavar="D",
-        help="each layer group's rate is D times that of the next one towards the head (default %(default)s)")
+        help="the rate of each group of the backbone is D times that of the one behind it (default %(default)s)")
     add("--momentum", type=share, metavar="M", help="sgd (default 0.9) and rmsprop (default 0)")
     add("--wd", "--weight-decay", dest="weight_decay", type=above, metavar="D",
         help="on weights, not on biases and norm layers; decoupled in adamw (default 0.01), L2 in others (0.0001)")
@@ -140,12 +137,15 @@ def read_arguments(argv):
         parser.error("--data and --target are needed: the folder of --labels, and a column of numbers in that file")
     if args.quantiles and 0.5 not in args.quantiles:
         parser.error("--quantiles need 0.5 among them: that is the number that is reported")
+    thawing = args.freeze != "backbone" or args.unfreeze, "a backbone that trains or thaws"
+    listing = not args.list_layers, "training: --list-layers shows the network with a linear head"
     refuse_idle(parser, typed, {
         "loss": (not args.quantiles, "no --quantiles, which have a loss of their own"),
         "huber_delta": (args.loss == "huber" and not args.quantiles, "--loss huber"),
         "momentum": (args.optimizer in ("sgd", "rmsprop"), "--optimizer sgd or rmsprop"),
         "hidden": (args.head == "mlp", "--head mlp"),
         "unfreeze": (args.freeze != "none", "something frozen by --freeze"),
+        "backbone_lr_scale": thawing, "layer_decay": thawing, "head": listing, "dropout": listing,
         "step_epochs": (args.schedule == "step", "--schedule step"),
         "plateau_epochs": (args.schedule == "plateau", "--schedule plateau"),
         "gamma": (args.schedule in ("step", "plateau"), "--schedule step or plateau"),
@@ -352,7 +352,8 @@ def train(args, saved):
 
         freeze.train_mode(network)  # model.train(), and eval() on every frozen part: no running statistics move there
         order.epoch, step = epoch, epoch * steps_per_epoch
-        again = f"python train_regressor.py --resume {output}/last.pt" if epoch else "the same command with"
+        way_out = f"python train_regressor.py --resume {output}/last.pt" if epoch else "the same command with"
+        way_out += f" --lr {args.lr / 2:g}" + (", and lower rates behind @" if "@" in "".join(thaws.values()) else "")
         seen = 0
         loss_sum, norm_sum = (torch.zeros((), device=device) for _ in range(2))
         started = time.perf_counter()
@@ -361,7 +362,8 @@ def train(args, saved):
             y, weight = (of_split["train"][rows].to(device, non_blocking=True) for of_split in (wanted, weights))
             main, *auxiliary = outputs_of(x, amp_dtype)
             loss = criterion(main, y, weight)
-            for more in auxiliary:
+            loss_sum += loss.detach() * len(y)  # stays on the device: .item() here would wait for it at every step
+            for more in auxiliary:  # not in train_loss, which is to be compared with val_loss
                 loss = loss + AUXILIARY_WEIGHT[args.model] * criterion(more, y, weight)
 
             # The batches of one optimizer step count by their share of its pictures; the last step may have fewer.
@@ -369,7 +371,6 @@ def train(args, saved):
             share = len(y) / sum(batch_sizes[first : first + args.accumulate])
             scaler.scale(loss * share).backward()
             seen += len(y)
-            loss_sum += loss.detach() * len(y)  # stays on the device: .item() here would wait for it at every step
             if (i + 1) % args.accumulate and i + 1 < len(batch_sizes):
                 continue  # not yet the last batch of this optimizer step
 
@@ -390,12 +391,12 @@ def train(args, saved):
             if step % args.log_every == 0 or i + 1 == len(batch_sizes):
                 train_loss = loss_sum.item() / seen
                 bar.set_postfix_str(f"loss {train_loss:.4f}, {seen / (time.perf_counter() - started):.0f} images/s")
-                losses.check_finite(train_loss, f"training loss of epoch {epoch}", f"{again} --lr {args.lr / 2:g}")
+                losses.check_finite(train_loss, f"training loss of epoch {epoch}", way_out)
         train_seconds = time.perf_counter() - started
 
         found = evaluate(val_loader, amp_dtype)
         scores = {"val_loss": criterion(found, *(of["val"].to(device) for of in (wanted, weights))).item()}
-        losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", f"{again} --lr {args.lr / 2:g}")
+        losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", way_out)
         predictions, quantiles = tables.to_own_units(found, scale, args.quantiles)
         columns = metrics.score_columns(targets, predictions, table.values["val"], quantiles)
         scores |= {f"val_{name}": value for name, value in columns.items()}
@@ -438,17 +439,19 @@ def train(args, saved):
 
 
 def list_layers(args):
-    """--list-layers: the table that section 10 prints, with one output per target; no weights are needed."""
+    """--list-layers: the table that section 10 prints, for a linear head; no weights are needed."""
     options = {"num_classes": len(args.target.split(","))} if args.target else {}
-    model = build(args.model, **options, **build_options(args.model, args.image_size or 224))
-    head = freeze.find_head(model)
-    freeze.freeze(model, args.freeze, head)
-    groups = freeze.param_groups(model, head, args.lr, args.weight_decay, args.backbone_lr_scale, args.layer_decay)
+    auxiliary = args.freeze != "backbone" or bool(args.unfreeze)
+    size = args.image_size or load_pretrained("none", args.model)["image_size"]
+    model = build(args.model, **options, **build_options(args.model, size, auxiliary=auxiliary))
+    heads = (freeze.find_head(model), *auxiliary_heads(model))
+    freeze.freeze(model, args.freeze, heads)
+    groups = freeze.param_groups(model, heads, args.lr, args.weight_decay, args.backbone_lr_scale, args.layer_decay)
     thaws = freeze.plan_thaws(args.unfreeze)
-    freeze.check_thaws(thaws, args.epochs, model, head, groups)
-    print(freeze.group_table(model, head, groups))
+    freeze.check_thaws(thaws, args.epochs, model, heads, groups)
+    print(freeze.group_table(model, heads, groups))
     for epoch, names in thaws.items():
-        print(f"epoch {epoch}: {freeze.thaw(model, names, head, groups):,} parameters thaw ({names})")
+        print(f"epoch {epoch}: {freeze.thaw(model, names, heads, groups):,} parameters thaw ({names})")
 
 
 def main(argv=None):

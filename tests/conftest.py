@@ -74,6 +74,50 @@ def train(pictures, tmp_path, monkeypatch):
     return run
 
 
+def draw_discs(root, scale=1.0, **per_split):
+    """draw_discs(root, train=8, val=3) draws white discs on a dark ground and writes root/labels.csv: the radius times
+    `scale`, twice the horizontal position, and a weight of 1 or 2.
+    """
+    rows = ["file,radius,place,weight,split"]
+    for split, count in per_split.items():
+        (root / split).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            rng = random.Random(f"{split}{i}")
+            r, x, y = rng.uniform(4, 14), rng.uniform(15, 25), rng.uniform(15, 25)
+            picture = Image.new("RGB", (40, 40), tuple(rng.randrange(100) for _ in range(3)))
+            ImageDraw.Draw(picture).ellipse((x - r, y - r, x + r, y + r), fill="white")
+            picture.save(root / split / f"{i}.png")
+            rows.append(f"{split}/{i}.png,{r * scale!r},{2 * x!r},{1 + i % 2},{split}")
+    (root / "labels.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def discs(tmp_path_factory):
+    """20 / 8 / 6 discs of known radius in labels.csv. Not to be changed by a test."""
+    return draw_discs(tmp_path_factory.mktemp("discs"), train=20, val=8, test=6)
+
+
+@pytest.fixture
+def regress(discs, tmp_path):
+    """As `train`, for train_regressor.main, with --target radius."""
+    import train_regressor
+
+    runs = iter(range(100))
+
+    def run(*options, data=discs, output=None, **replaced):
+        output = output or tmp_path / f"regression{next(runs)}"
+        base = {"target": "radius", "model": MODEL, "weights": "none", "image_size": 32, "epochs": 1, "batch_size": 8,
+                "workers": 0, "amp": "off"}
+        argv = ["--data", data, "--output", output]
+        for name, value in (base | replaced).items():
+            argv += [] if value is None else [f"--{name.replace('_', '-')}", value]
+        train_regressor.main([str(a) for a in [*argv, *options]])
+        return output
+
+    return run
+
+
 @pytest.fixture
 def error_of(capsys):
     """error_of(function, ...) calls it, demands exit status 2 and exactly one line `error: ...` on stderr, and returns

@@ -224,6 +224,11 @@ def test_an_auxiliary_head_is_never_frozen_and_has_the_heads_rate():
     assert (rates["fc"], rates["aux1"], rates["aux2"]) == (1, 1, 1)
     assert (rates["inception5b"], rates["inception5a"], rates["inception4e"]) == (0.5, 0.25, 0.125)
     assert "aux1 (auxiliary head)" in freeze.group_table(model, heads)
+    for n, first in ((-1, "fc"), (-2, "inception5b"), (-3, "inception5a")):
+        freeze.freeze_to(model, n, heads)
+        trains = [name for name in freeze.layer_groups(model, heads) if f"{name}." in "".join(
+            f"{n}. " for n, p in model.named_parameters() if p.requires_grad) and name not in heads]
+        assert trains[:1] == ([first] if first != "fc" else []), n
 
 
 def test_to_a_layer_takes_the_class_token_along():
@@ -264,13 +269,15 @@ def test_a_rate_for_each_stage(resnet):
 @pytest.mark.parametrize("spec, words", [
     ("layer4@fast", "'layer4@fast': 'fast' is no learning rate"), ("layer4@-1", "is no learning rate"),
     ("layer4@", "is no learning rate"), ("layer4@nan", "is no learning rate"), ("layer4@inf", "is no learning rate"),
-    ("layer4.0@1e-4", "are a part of layer4 only: write layer4@RATE"), ("layer9@1e-4", "'layer9' matches no layer"),
+    ("layer4.0@1e-4", "are a part of layer4 only: write layer4@RATE"), ("fc@1e-4", "the head learns at --lr"), ("layer9@1e-4", "'layer9' matches no layer"),
 ])
 def test_rates_that_cannot_be_set(resnet, spec, words):
     groups = freeze.param_groups(resnet, "fc", 1.0)
     with pytest.raises(freeze.FreezeError, match=words):
         freeze.check_thaws({1: spec}, 3, resnet, "fc", groups)
     assert {g["peak_lr"] for g in groups} == {1.0}
+    with pytest.raises(freeze.FreezeError, match="needs the optimizer's param_groups"):
+        freeze.thaw(resnet, "layer4@1e-4", "fc")
 
 
 def test_plan_thaws_of_a_resumed_run():

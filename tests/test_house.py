@@ -12,14 +12,16 @@ import textwrap
 import pytest
 import torch
 
+import all_models
 import data
 import predict
 import train_classifier
+import train_regressor
 from conftest import ROOT, draw
 
-SCRIPTS = ["train_classifier.py"]
+SCRIPTS = ["train_classifier.py", "train_regressor.py"]
 TORCH_ONLY = ["freeze.py", "losses.py", "metrics.py", "checkpoint.py"]
-HELPERS = [*TORCH_ONLY, "arguments.py", "model.py", "data.py"]
+HELPERS = [*TORCH_ONLY, "arguments.py", "tables.py", "model.py", "data.py"]
 README = (ROOT / "README.md").read_text()
 
 
@@ -65,14 +67,21 @@ def commands():
                     yield part.partition(" # ")[0].partition("  # ")[0].strip()
 
 
-def test_every_command_of_the_readme_is_understood():
+def test_every_command_of_the_readme_is_understood(pictures):
     seen = 0
     for command in commands():
         words = shlex.split(command)[1:]
-        parsers = {"train_classifier.py": train_classifier.build_parser, "predict.py": predict.build_parser}
+        parsers = {"train_classifier.py": train_classifier.build_parser, "predict.py": predict.build_parser,
+                   "train_regressor.py": train_regressor.build_parser}
         if words[0] in parsers:
             parsers[words[0]]().parse_args(words[1:])
             seen += 1
+        if words[0].startswith("train_") and "--resume" not in words:
+            script = __import__(words[0].removesuffix(".py"))
+            args, _ = script.read_arguments([*words[1:], "--output", "x"] if "--output" not in words else words[1:])
+            if args.freeze != "none":  # are there such layers?
+                with all_models.QuickInit(fill=False):
+                    script.main([*words[1:], "--data", str(pictures), "--list-layers"])
         else:
             assert words[0] in ("-m", "demo.py") or (ROOT / words[0]).exists(), command
     assert seen >= 8
@@ -138,10 +147,11 @@ def test_your_own_transform(train, monkeypatch):
 
 
 def test_options_that_the_text_names_exist():
-    known = {o for b in (train_classifier.build_parser, predict.build_parser) for a in b()._actions for o in a.option_strings}
+    builders = (train_classifier.build_parser, train_regressor.build_parser, predict.build_parser)
+    known = {o for b in builders for a in b()._actions for o in a.option_strings}
     of_benchmarks = set(re.findall(r"--[a-z][a-z0-9-]+", " ".join(c for c in commands() if "benchmarks/" in c)))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", README)) - of_benchmarks <= known
-    assert not re.search(r"[A-Z]+_[A-Z]+|RESULTS|TODO", README.replace("DRAWN_BY", ""))  # nothing left to be filled in
+    assert not re.search(r"[A-Z]+_[A-Z]+|RESULTS|TODO", README)  # nothing left to be filled in
 
 
 def test_the_table_of_defaults_is_true():

@@ -297,6 +297,7 @@ def test_class_weights():
 @pytest.mark.parametrize("spec, words", [
     ("bird=2", "unknown class 'bird'; the classes are cat, dog$"), ("dog", "neither 'balanced' nor"),
     ("dog=x", "not a number"), ("dog=-1", "above zero"), ("dog=nan", "above zero"), ("dog=0", "above zero"),
+    ("dog=1,dog=2", "class weights name 'dog' twice"),
     ("", "neither"), ("dog=1e31", "the weight of class 'dog' is 1e31; it must be above zero, and finite"),
 ])
 def test_class_weights_refused(spec, words):
@@ -315,8 +316,9 @@ def test_cost_matrix_from_words():
 
 
 @pytest.mark.parametrize("spec, words", [
-    ("dog:cat", "costs 'dog:cat' are not like cat:horse=10,horse:cat=2$"), ("dog=10", "are not like"),
-    ("", "are not like"), ("dog=cat:10", "are not like"), ("dog:cat=1,", "are not like"),
+    ("dog:cat", "--costs 'dog:cat' is not like cat:horse=10,horse:cat=2$"), ("dog=10", "is not like"),
+    ("", "is not like"), ("dog=cat:10", "is not like"), ("dog:cat=1,", "is not like"),
+    ("dog:cat=10,dog:cat=2", "costs name 'dog:cat' twice: it is TRUTH:PREDICTION"),
     ("dog:bird=2", "costs name an unknown class 'bird'; the classes are cat, dog, horse$"),
     ("bird:dog=2", "unknown class 'bird'"),
     ("dog:dog=2", "costs name 'dog:dog', which is no mistake and costs nothing: leave it out"),
@@ -366,3 +368,72 @@ def test_l1_penalty_takes_trainable_weights_only():
     assert torch.equal(model[3].weight.grad, model[3].weight.sign())
     assert model[0].weight.grad is None and model[3].bias.grad is None
     assert losses.l1_penalty(model.half()).dtype == torch.float32
+
+
+# ---- regression
+
+OUTPUTS = torch.tensor([[0.5, -2.0], [1.5, 0.25], [-3.0, 4.0]])
+TARGETS = torch.tensor([[1.0, 1.0], [-1.5, 0.0], [-3.5, 4.0]])
+SAMPLE_WEIGHTS = torch.tensor([0.5, 2.0, 0.5])
+
+
+def regression_by_hand(per_value, weights):
+    """The mean over samples of weight times the mean over targets, in plain Python floats."""
+    rows = [[per_value(t - o) for o, t in zip(outputs, targets, strict=True)]
+            for outputs, targets in zip(OUTPUTS.tolist(), TARGETS.tolist(), strict=True)]
+    weights = [1.0] * 3 if weights is None else weights.tolist()
+    return sum(w * sum(row) / len(row) for w, row in zip(weights, rows, strict=True)) / 3
+
+
+@pytest.mark.parametrize("weights", [None, SAMPLE_WEIGHTS])
+@pytest.mark.parametrize("kind, delta, per_value", [
+    ("mse", 1.0, lambda e: e * e), ("l1", 1.0, abs), ("huber", 0.75, lambda e: e * e / 2 if abs(e) < 0.75 else 0.75 * (abs(e) - 0.375)),
+])
+def test_regression_losses_by_hand(kind, delta, per_value, weights):
+    loss = losses.Regression(kind, delta)(OUTPUTS, TARGETS, weights)
+    assert loss.item() == pytest.approx(regression_by_hand(per_value, weights), rel=1e-6)
+
+
+@pytest.mark.parametrize("weights", [None, SAMPLE_WEIGHTS])
+def test_quantile_loss_by_hand(weights):
+    """At q = 0.5 half the absolute error; at 0.9 an output that is too low costs nine times one that is too high."""
+    for q in (0.1, 0.5, 0.9):
+        loss = losses.Quantile([q])(OUTPUTS[..., None], TARGETS, weights).item()
+        assert loss == pytest.approx(regression_by_hand(lambda e, q=q: q * e if e > 0 else (q - 1) * e, weights), rel=1e-6)
+    half = losses.Regression("l1")(OUTPUTS, TARGETS, weights).item() / 2
+    assert losses.Quantile([0.5])(OUTPUTS[..., None], TARGETS, weights).item() == pytest.approx(half, rel=1e-6)
+    both = losses.Quantile([0.1, 0.9])(torch.stack([OUTPUTS, OUTPUTS + 1], -1), TARGETS, weights).item()
+    one = losses.Quantile([0.1])(OUTPUTS[..., None], TARGETS, weights) + losses.Quantile([0.9])(OUTPUTS[..., None] + 1, TARGETS, weights)
+    assert both == pytest.approx(one.item() / 2, rel=1e-6)
+
+
+def test_the_quantile_loss_settles_at_the_quantile():
+    targets = torch.arange(101.0)[:, None]
+    criterion = losses.Quantile([0.25])
+    costs = [criterion(torch.full((101, 1, 1), float(v)), targets).item() for v in range(101)]
+    assert costs.index(min(costs)) == 25
+
+
+def test_regression_losses_add_up_over_batches_and_take_16_bits():
+    for criterion, outputs in ((losses.Regression("huber"), OUTPUTS), (losses.Quantile([0.5]), OUTPUTS[..., None])):
+        whole = criterion(outputs, TARGETS, SAMPLE_WEIGHTS)
+        parts = 2 / 3 * criterion(outputs[:2], TARGETS[:2], SAMPLE_WEIGHTS[:2]) + criterion(outputs[2:], TARGETS[2:], SAMPLE_WEIGHTS[2:]) / 3
+        assert parts.item() == pytest.approx(whole.item(), rel=1e-6)
+        for dtype in (torch.float16, torch.bfloat16):
+            low = criterion(outputs.to(dtype), TARGETS, SAMPLE_WEIGHTS)
+            assert low.dtype == torch.float32 and torch.equal(low, criterion(outputs.to(dtype).float(), TARGETS, SAMPLE_WEIGHTS))
+        far = (outputs.double() + 0.01).requires_grad_()  # not where the absolute error has its kink
+        assert torch.autograd.gradcheck(lambda o, c=criterion: c(o, TARGETS.double(), SAMPLE_WEIGHTS.double()), far)
+
+
+@pytest.mark.parametrize("outputs, targets, weights", [
+    ((3, 1), (3,), None), ((3,), (3,), None), ((3, 2), (3, 1), None), ((3, 2), (3, 2), (3, 1)), ((3, 2), (3, 2), (2,)),
+])
+def test_shapes_that_would_broadcast_are_refused(outputs, targets, weights):
+    shapes = torch.zeros(outputs), torch.zeros(targets), None if weights is None else torch.zeros(weights)
+    with pytest.raises(LossError, match="must"):
+        losses.Regression("mse")(*shapes)
+    with pytest.raises(LossError, match="must"):
+        losses.Quantile([0.5])(shapes[0][..., None] if len(outputs) > 1 else shapes[0], *shapes[1:])
+    with pytest.raises(LossError, match="mse, l1 or huber, not 'mae'"):
+        losses.Regression("mae")

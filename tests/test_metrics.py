@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -105,3 +107,32 @@ def test_report():
     assert text.splitlines()[-4].split() == ["ant", "2", "1", "1", "0"]
     text = metrics.report(confusion, ["ant", "bee", "cat", "dog"], most=3)
     assert "bee -> ant" in text and "1  dog -> ant" in text and "ant -> ant" not in text
+
+
+# ---- regression
+
+
+def test_regression_scores_by_hand():
+    """Errors 1, -2, 3, 0 on targets 2, 4, -5, 0: the mean of the targets is 0.25, their squared distances from it
+    3.0625 + 14.0625 + 27.5625 + 0.0625 = 44.75; shares of the three targets that are not zero: 1/2, 2/4, 3/5."""
+    found = metrics.regression_scores(torch.tensor([3.0, 2.0, -2.0, 0.0]), torch.tensor([2.0, 4.0, -5.0, 0.0]))
+    assert found == pytest.approx({"mae": 6 / 4, "rmse": (14 / 4) ** 0.5, "r2": 1 - 14 / 44.75, "medape": 0.5})
+    same = metrics.regression_scores(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 0.0]))
+    assert math.isnan(same["r2"]) and math.isnan(same["medape"]) and same["mae"] == 1.5
+    with pytest.raises(ValueError, match=r"must both be \(N,\)"):
+        metrics.regression_scores(torch.zeros(3, 1), torch.zeros(3))
+
+
+def test_columns_and_report_of_several_targets():
+    targets = torch.tensor([[1.0, 10.0], [2.0, 30.0], [6.0, 20.0]])
+    quantiles = torch.stack([targets - 1, targets, targets + 1], -1)
+    quantiles[0, 0] += 5  # the first target lies below its range
+    columns = metrics.score_columns(["x", "y"], targets.mean(0).expand_as(targets), targets, quantiles)
+    assert list(columns) == [f"{m}_{t}" for t in "xy" for m in ("mae", "rmse", "r2", "medape", "inside")] + ["r2"]
+    assert (columns["r2_x"], columns["r2_y"], columns["r2"]) == (0, 0, 0)  # the mean of the targets themselves
+    assert columns["inside_x"] == pytest.approx(2 / 3) and columns["inside_y"] == 1
+    assert list(metrics.score_columns(["x"], targets[:, :1], targets[:, :1])) == ["mae", "rmse", "r2", "medape"]
+    text = metrics.regression_report(["x", "y"], targets, {"model": targets, "mean": targets.mean(0)}, quantiles)
+    rows = [line.split() for line in text.splitlines()]
+    assert rows[1] == ["model", "0", "0", "1.000", "0.0%"] and rows[2][:4] == ["mean", "2", "2.16025", "0.000"]
+    assert "66.7% of x inside the range" in text and "100.0% of y inside" in text

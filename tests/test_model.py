@@ -319,3 +319,9 @@ def test_weights_with_and_without_auxiliary_heads():
     assert all(torch.equal(after[k], before[k] if k.startswith("aux") else there[k]) for k in after)
     _, after, there = load_into(net(9, False), net(9, True))
     assert all(torch.equal(after[k], there[k]) for k in after) and not any(k.startswith("aux") for k in after)
+    target, source = net(2, True), net(2, True)
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    models.load_weights(target, source.state_dict(), "fc", same_outputs=False)  # as many outputs, but others
+    after, there = target.state_dict(), source.state_dict()
+    assert all(torch.equal(after[k], before[k]) for k in after if k.startswith(("fc.", "aux1.fc2.", "aux2.fc2.")))
+    assert all(torch.equal(after[k], there[k]) for k in after if k.startswith(("aux1.fc1.", "conv1.")))
