@@ -55,8 +55,8 @@ def build_parser():
     add("--image-size", type=positive, metavar="N",
         help="pixels (default: the evaluation size of the weights; 224 for a bare local file)")
     add("--augment", choices=data.AUGMENT, default="none",
-        help="none changes no number; light: a slight crop, flip (sizes change by 12 %%, left and right are swapped); "
-             "standard: any crop (counts and sizes change); strong: colours too (default %(default)s)")
+        help="none changes no number; light: a slight crop, flip (sizes change by a fifth, left becomes right); "
+             "standard: any crop (sizes and counts change); strong: colours too (default %(default)s)")
     add("-b", "--batch-size", type=positive, default=32, metavar="N", help="pictures per batch (default %(default)s)")
     add("-j", "--workers", type=number(int, 0), default=min(4, os.cpu_count() or 1), metavar="N",
         help="processes that decode pictures; does not change the result (default here %(default)s)")

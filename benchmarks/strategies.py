@@ -2,10 +2,12 @@
 
     python benchmarks/strategies.py --data ./cats_and_dogs --weights resnet18-cifar8-64px.pth --image-size 64
     python benchmarks/strategies.py ... --rows default "--augment strong" "--mixup 0.2"     # any other comparison
+    python benchmarks/strategies.py --data ./houses --target price --log-target ...         # of train_regressor.py
 
-Runs train_classifier.py as a user would, once per strategy and seed, with its default settings, interleaved (all
-strategies for seed 0, then for seed 1, ...). Accuracy is that of best.pt on test/, read from test_predictions.csv;
-seconds are those of the whole command. Each command is printed, with what it got.
+Runs the training script as a user would, once per strategy and seed, with its default settings, interleaved (all
+strategies for seed 0, then for seed 1, ...). The score is that of best.pt on the test split, read from
+test_predictions.csv: accuracy, or of a regression the mean absolute error and R2, beside those of predicting the mean and
+the median of the training split. Seconds are those of the whole command. Each command is printed, with what it got.
 """
 
 import argparse
@@ -34,6 +36,29 @@ STRATEGIES = {
 }
 
 
+def accuracy_of(rows, target=None):
+    return (sum(row["truth"] == row["prediction"] for row in rows) / len(rows),)
+
+
+def errors_of(rows, target):
+    """(mean absolute error, R2), in plain Python."""
+    truth, found = ([float(row[name]) for row in rows] for name in (target, f"{target}_prediction"))
+    mean = statistics.mean(truth)
+    squared = sum((t - p) ** 2 for t, p in zip(truth, found, strict=True))
+    absolute = statistics.mean(abs(t - p) for t, p in zip(truth, found, strict=True))
+    return absolute, 1 - squared / sum((t - mean) ** 2 for t in truth)
+
+
+def baselines(data, labels, target):
+    """{words: (mean absolute error, R2)} of predicting the same number for each row of the test split."""
+    with open(Path(data, labels), newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    training = [float(row[target]) for row in rows if row["split"] == "train"]
+    test = [row for row in rows if row["split"] == "test"]
+    return {f"{words} of the training split": errors_of([row | {f"{target}_prediction": of(training)} for row in test], target)
+            for words, of in (("mean", statistics.mean), ("median", statistics.median))}
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, metavar="DIR", help="with train/, val/ and test/")
@@ -42,7 +67,10 @@ def main(argv=None):
     parser.add_argument("--runs", default="runs/strategies", metavar="DIR", help="run folders; replaced (default %(default)s)")
     parser.add_argument("--rows", nargs="+", metavar="OPTIONS",
                         help="instead of the four strategies: a row for each of these options of train_classifier.py")
+    parser.add_argument("--target", metavar="NAME", help="run train_regressor.py on this column of labels.csv")
     args, more = parser.parse_known_args(argv)  # more: options for every run, such as --image-size 64
+    script, score = ("train_regressor.py", errors_of) if args.target else ("train_classifier.py", accuracy_of)
+    more += ["--target", args.target] if args.target else []
 
     strategies = {r: "--weights {weights} " + ("" if r == "default" else r) for r in args.rows or ()} or STRATEGIES
     found = {name: [] for name in strategies}
@@ -51,26 +79,34 @@ def main(argv=None):
             output = Path(args.runs, f"{number}_{seed}")
             shutil.rmtree(output, ignore_errors=True)
             options = options.format(weights=shlex.quote(args.weights))
-            command = ["train_classifier.py", "--data", args.data, *shlex.split(options), *more, "--seed", str(seed)]
+            command = [script, "--data", args.data, *shlex.split(options), *more, "--seed", str(seed)]
             started = time.perf_counter()
             subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:], "--output", str(output)], check=True,
                            stdout=subprocess.DEVNULL)
             seconds = time.perf_counter() - started
             with open(output / "test_predictions.csv", newline="") as file:
                 rows = list(csv.DictReader(file))
-            accuracy = sum(row["truth"] == row["prediction"] for row in rows) / len(rows)
-            found[name].append((accuracy, seconds))
-            print(f"{accuracy:.3f}  {seconds:5.1f} s  python {shlex.join(command)}", flush=True)
+            scores = score(rows, args.target)
+            found[name].append((*scores, seconds))
+            words = "  ".join(f"{s:.5g}" for s in scores)
+            print(f"{words}  {seconds:5.1f} s  python {shlex.join(command)}", flush=True)
 
     machine = checkpoint.machine()
     print(f"\n{args.seeds} seeds, {len(rows)} test pictures; {machine['cpu']}, {machine['threads']} threads; torch "
           f"{machine['torch']}, torchvision {torchvision.__version__}, Python {platform.python_version()}"
           f"{', ' + torch.cuda.get_device_name() if torch.cuda.is_available() else ''}\n")
-    print("| strategy | test accuracy, mean | lowest to highest | seconds, median |\n|---|---|---|---|")
+    if args.target:
+        print("| strategy | mean absolute error, mean | lowest to highest | R2, mean | lowest to highest | seconds, median |")
+        print("|---|---|---|---|---|---|")
+        for words, (absolute, r2) in baselines(args.data, "labels.csv", args.target).items():
+            print(f"| {words} | {absolute:.5g} | | {r2:.3f} | | |")
+    else:
+        print("| strategy | test accuracy, mean | lowest to highest | seconds, median |\n|---|---|---|---|")
     for name, results in found.items():
-        accuracies, seconds = zip(*results, strict=True)
-        print(f"| {name} | {statistics.mean(accuracies):.3f} | {min(accuracies):.3f} to {max(accuracies):.3f} | "
-              f"{statistics.median(seconds):.0f} |")
+        *scores, seconds = zip(*results, strict=True)
+        digits = [".5g", ".3f"] if args.target else [".3f"]
+        cells = [f"{statistics.mean(s):{d}} | {min(s):{d}} to {max(s):{d}}" for s, d in zip(scores, digits, strict=True)]
+        print(f"| {name} | {' | '.join(cells)} | {statistics.median(seconds):.0f} |")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch import nn
 
 import checkpoint
 import data
+import losses
 import predict
 import train_classifier
 from conftest import MODEL, changed, draw, draw_folder, read
@@ -337,12 +338,21 @@ def test_mixing_and_the_losses_reach_the_step(train, weights, pictures, mixing, 
 
 
 def test_train_accuracy_of_mixed_pictures_counts_the_larger_share(train, monkeypatch):
-    """A mixer that says 0.4 of the label and 0.6 of the other class: a network that knows the labels has 0."""
-    monkeypatch.setattr(data, "mix", lambda x, y, *rest: (x, 0.4 * torch.eye(2)[y] + 0.6 * torch.eye(2)[1 - y]))
+    """Fifteen pictures with 0.6 of the first class and five with 0.4, against the network's outputs."""
+    shares, seen = torch.tensor([[0.6, 0.4]] * 15 + [[0.4, 0.6]] * 5), []
+    real = losses.CrossEntropy.forward
+    monkeypatch.setattr(data, "mix", lambda x, y, *rest: (x, shares))
+    monkeypatch.setattr(losses.CrossEntropy, "forward", lambda self, x, y: (seen.append(x), real(self, x, y))[1])
     row = history(train(lr=0, freeze="backbone", batch_size=20))[0]
-    monkeypatch.undo()
-    plain = history(train(lr=0, freeze="backbone", batch_size=20))[0]
-    assert float(row["train_accuracy"]) == pytest.approx(1 - float(plain["train_accuracy"]))
+    expected = (seen[0].argmax(1) == torch.tensor([0] * 15 + [1] * 5)).double().mean().item()
+    assert float(row["train_accuracy"]) == expected != 0.5
+
+
+def test_every_batch_is_mixed_by_numbers_of_its_own(train, monkeypatch):
+    seen, real = [], data.mix
+    monkeypatch.setattr(data, "mix", lambda x, y, mixer, *numbers: (seen.append(numbers), real(x, y, mixer, *numbers))[1])
+    train("--mixup", 0.2, "--seed", 4, epochs=2)
+    assert seen == [(4, epoch, batch) for epoch in (0, 1) for batch in range(3)]
 
 
 def test_rates_of_stages_and_layer_decay_reach_the_step(train, weights):
