@@ -42,13 +42,18 @@ def numbers(low, high):
     """An argparse type: several floats between low and high, comma-separated, as an ascending list without repeats."""
 
     def parse(text):
-        values = sorted({float(part) for part in text.split(",")})
+        values = sorted({float(f"{float(part):g}") for part in text.split(",")})  # six digits, as they are printed
         if not all(low < value < high for value in values):
             raise argparse.ArgumentTypeError(f"{text} is out of range: each must lie between {low} and {high}")
         return values
 
     parse.__name__ = "list of numbers"
     return parse
+
+
+def names(text):
+    """An argparse type: several names, comma-separated, as a list."""
+    return [part.strip() for part in text.split(",")]
 
 
 def typed_options(parser, argv):

@@ -140,15 +140,21 @@ def load(path, script=None):
     return state
 
 
-def refuse_other_files(path):
-    """Raise CheckpointError if `path` exists and is something else than a .csv file, which must not be written over."""
+def refuse_other_files(path, columns=None):
+    """Raise CheckpointError if `path` exists and must not be written over: something else than a .csv file, or one
+    whose column names are not `columns` (if given), such as a table of labels.
+    """
     if Path(path).exists() and not (Path(path).is_file() and Path(path).suffix == ".csv"):
         raise CheckpointError(f"{path} exists and is no .csv file: it was left as it is, give another name")
+    if columns and Path(path).exists():
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            if next(csv.reader(file), columns) != columns:
+                raise CheckpointError(f"{path} exists with other columns: it was left as it is, give another name")
 
 
 def write_csv(rows, path):
     """Write a list of dicts with the same keys as a CSV file, replacing an earlier one in one step."""
-    refuse_other_files(path)
+    refuse_other_files(path, list(rows[0]))
     temporary = Path(f"{path}.tmp")
     try:
         # surrogateescape: a file name may hold any bytes

@@ -15,7 +15,7 @@ interruption changes what the network sees. This file needs torch, torchvision a
 import hashlib
 import os
 import signal
-from collections import Counter, defaultdict, namedtuple
+from collections import Counter, namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +123,8 @@ def split_by_hash(paths, val_split, root):
     if len(paths) < 2:
         raise DataError(f"{Path(paths[0]).parent} holds one picture only: it cannot be split into train and val")
     count = min(max(1, round(len(paths) * val_split)), len(paths) - 1)
-    by_hash = sorted(paths, key=lambda p: hashlib.sha256(os.fsencode(Path(p).relative_to(root).as_posix())).digest())
+    below = {path: os.fsencode(Path(os.path.relpath(path, root)).as_posix()) for path in paths}
+    by_hash = sorted(paths, key=lambda path: hashlib.sha256(below[path]).digest())
     chosen = set(by_hash[:count])
     return [p for p in paths if p not in chosen], [p for p in paths if p in chosen]
 
@@ -206,15 +207,13 @@ def find_duplicates(splits):
     def start_of(path):
         return read(path, 4096)
 
-    train = [path for path, _ in splits["train"]]
-    others = [path for split in ("val", "test") for path, _ in splits.get(split, [])]
-    for key in (size_of, start_of, read):  # each looks only at the pairs that the one before has left
-        by_key = defaultdict(list)
-        for path in others:
-            by_key[key(path)].append(path)
-        pairs = [(path, other) for path in train for other in by_key.get(key(path), ())]
-        train, others = list(dict.fromkeys(p for p, _ in pairs)), list(dict.fromkeys(o for _, o in pairs))
-    return pairs
+    train = list(dict.fromkeys(path for path, _ in splits["train"]))
+    others = list(dict.fromkeys(path for split in ("val", "test") for path, _ in splits.get(split, [])))
+    for key in (size_of, start_of, read):  # each looks only at the files that the one before has left
+        of_train, of_others = ({path: key(path) for path in paths} for paths in (train, others))
+        both = set(of_train.values()) & set(of_others.values())
+        train, others = ([path for path, k in found.items() if k in both] for found in (of_train, of_others))
+    return [(path, other) for path in train for other in others if of_train[path] == of_others[other]]
 
 
 def fingerprint(images):

@@ -124,7 +124,7 @@ def score_columns(names, predictions, targets, quantiles=None):
     for t, name in enumerate(names):
         ending = f"_{name}" if len(names) > 1 else ""
         of_target = regression_scores(predictions[:, t], targets[:, t])
-        if quantiles is not None:
+        if quantiles is not None and quantiles.shape[-1] > 1:
             of_target["inside"] = coverage(quantiles[:, t, 0], quantiles[:, t, -1], targets[:, t])
         found |= {f"{metric}{ending}": value for metric, value in of_target.items()}
     return found | {"r2": sum(v for k, v in found.items() if k.startswith("r2")) / len(names)}
@@ -143,7 +143,7 @@ def regression_report(names, targets, predictions, quantiles=None):
         for words, values in predictions.items():
             s = regression_scores(values.expand_as(targets)[:, i], targets[:, i])
             lines.append(f"{words:<{width}}  {s['mae']:12.6g}  {s['rmse']:12.6g}  {s['r2']:6.3f}  {s['medape']:12.1%}")
-        if quantiles is not None:
+        if quantiles is not None and quantiles.shape[-1] > 1:
             share = coverage(quantiles[:, i, 0], quantiles[:, i, -1], targets[:, i])
             lines.append(f"{share:.1%} of {name} inside the range from the first to the last quantile")
         lines.append("")

@@ -80,6 +80,8 @@ def write_weights(state, file):
     if "scale" in state:
         print("in units of the training split: number = {}output * std + mean{}, with mean {mean} and std {std}".format(
             *(("exp(", ")") if state["scale"]["log"] else ("", "")), **state["scale"]))
+        if state["quantiles"]:
+            print("sort the quantiles of each number: the outputs themselves may cross")
     if state["hidden"]:
         layers = ", ".join(f"nn.{layer}" for layer in rebuild(state).get_submodule(state["head"]))
         print(f'then model.set_submodule("{state["head"]}", nn.Sequential({layers})), before loading')
@@ -133,7 +135,7 @@ def class_rows(args, state, outputs, good, listed):
     return rows, f"accuracy {accuracy:.4f} on {len(good)} pictures\n{metrics.report(confusion, classes)}"
 
 
-def number_rows(state, outputs, good, paths, truth):
+def number_rows(args, state, outputs, good, paths, truth):
     """As `class_rows`, for a regression; truth: (N, targets), or None."""
     targets, levels = state["targets"], state["quantiles"]
     outputs = outputs[good].view(len(good), len(targets), *([len(levels)] if levels else []))
@@ -142,8 +144,10 @@ def number_rows(state, outputs, good, paths, truth):
     rows = tables.prediction_rows([paths[i] for i in good], targets, predictions, quantiles, levels, truth)
     if truth is None or not good:
         return rows, None
-    ways = {"this model": predictions} | {words: torch.tensor(values) for words, values in state["baseline"].items()}
-    return rows, metrics.regression_report(targets, truth, ways, quantiles)
+    ways = {"this model": predictions} | {k: torch.tensor(v, dtype=torch.float64) for k, v in state["baseline"].items()}
+    of_which = f"of {args.split}" if args.split else f"of {args.labels}, those it was trained on perhaps among them"
+    report = metrics.regression_report(targets, truth, ways, quantiles)
+    return rows, f"on the {len(good)} pictures {of_which}:\n\n{report}"
 
 
 def predict(args):
@@ -158,21 +162,23 @@ def predict(args):
     if args.labels:
         found = [row for row in tables.read_rows(args.labels, state["targets"]) if args.split in (None, row[1])]
         if not found:
-            raise data.DataError(f"{args.labels} has no rows of the split {args.split}")
+            raise tables.TableError(f"{args.labels} has no rows that a column split calls {args.split}")
         listed, truth = [(row[0], -1) for row in found], torch.tensor([row[2] for row in found], dtype=torch.float64)
     else:
         listed = list_pictures(args.pictures, classes)
-    if args.csv:
-        checkpoint.refuse_other_files(args.csv)  # now, and not after all the predicting
+    if args.csv:  # now, and not after all the predicting
+        checkpoint.refuse_other_files(args.csv)
+        if args.labels and Path(args.csv).exists() and os.path.samefile(args.csv, args.labels):
+            raise tables.TableError(f"--csv {args.csv} would write over the labels: give another name")
 
     paths = [path for path, _ in listed]
     outputs, good = run_network(args, state, device, paths)
     if classes:
         rows, words = class_rows(args, state, outputs, good, listed)
     else:
-        rows, words = number_rows(state, outputs, good, paths, truth)
+        rows, words = number_rows(args, state, outputs, good, paths, truth)
     if rows:
-        cells = [list(rows[0]), *([_short(value) for value in row.values()] for row in rows)]
+        cells = [list(rows[0]), *([_short(value, column) for column, value in row.items()] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for line in cells:
             print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -183,9 +189,9 @@ def predict(args):
     return 1 if len(good) < len(listed) else 0
 
 
-def _short(value):
-    """A cell of the table: probabilities with four digits, large numbers in full."""
-    return value if isinstance(value, str) else f"{value:.4f}" if abs(value) < 1000 else f"{value:.0f}"
+def _short(value, column):
+    """A cell of the table."""
+    return value if isinstance(value, str) else f"{value:.4f}" if column.startswith("probability") else f"{value:.6g}"
 
 
 def main(argv=None):

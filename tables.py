@@ -57,8 +57,9 @@ def read_table(file, targets, split_paths, val_split=0.2, weight_column=None, lo
     for name, column in zip(targets, values["train"].T, strict=True):
         if (column == column[0]).all():
             raise TableError(f"{file}: {name} is {column[0]:g} in every row of the training split: nothing to learn")
-    if not weights["train"].sum() > 0:
-        raise TableError(f"{file}: all weights of the training split are 0")
+    for split in ("train", "val"):
+        if not 0 < weights[split].sum() < math.inf:
+            raise TableError(f"{file}: the weights of the split {split} add up to {weights[split].sum():g}")
     weights = {split: w / weights["train"].mean() for split, w in weights.items()}
     splits = {split: [(path, i) for i, (path, _, _) in enumerate(found)] for split, found in samples.items()}
     return Table(list(targets), splits, values, weights)
@@ -76,6 +77,9 @@ def read_rows(file, targets, weight_column=None, log=False):
         raise TableError(f"{file} has no column {', '.join(map(repr, missing))}: there are {', '.join(columns)}")
     if twice := [name for name, count in Counter(targets).items() if count > 1]:
         raise TableError(f"the target {twice[0]} is named twice")
+    for name in targets:
+        if other := [t for t in targets if t.startswith((f"{name}_prediction", f"{name}_q"))]:
+            raise TableError(f"{other[0]} could be a column of predictions of {name}: rename it")
     found, absent = [], []
     for line, row in rows:
         where = f"{file}, line {line}"
@@ -104,16 +108,22 @@ def _read_csv(file):
         with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
             reader = csv.DictReader(lines)
             columns = [(name or "").strip() for name in reader.fieldnames or []]
-            rows = [(reader.line_num, row) for row in reader]
+            rows = [(reader.line_num, row) for row in reader if any(str(cell or "").strip() for cell in row.values())]
     except OSError as error:
         raise TableError(f"cannot read the labels {file} ({error.strerror})") from error
     except csv.Error as error:
         raise TableError(f"{file} is no CSV file ({error})") from error
-    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+    if len(columns) == 1 and (mark := next((m for m in ";\t" if m in columns[0]), None)):
+        raise TableError(f"{file} is separated by {'semicolons' if mark == ';' else 'tabs'}: save it with commas")
+    for line, row in rows:
+        if any(cell.strip() for cell in row.get(None, ())):
+            raise TableError(f"{file}, line {line}: more cells than the header has columns; a number such as 1,234 "
+                             "needs quotes, or no comma")
+    if twice := [name for name, count in Counter(columns).items() if count > 1 and name]:
         raise TableError(f"{file} has the column '{twice[0]}' twice: rename one")
     if not rows:
         raise TableError(f"{file} holds no rows below its header")
-    return [(line, dict(zip(columns, row.values(), strict=False))) for line, row in rows], columns
+    return [(line, dict(zip(columns, row.values(), strict=False))) for line, row in rows], [c for c in columns if c]
 
 
 def _number(text, column, where):
@@ -133,7 +143,7 @@ def describe(table):
     for i, name in enumerate(table.targets):
         for split, values in table.values.items():
             column = values[:, i]
-            numbers = (column.min(), column.mean(), column.median(), column.max())
+            numbers = (column.min(), column.mean(), column.quantile(0.5), column.max())
             numbers = "".join(f"{v.item():13.6g}" for v in numbers)
             lines.append(f"{name:<{width}}  {split:<5} {len(column):6d}{numbers}")
     return "\n".join(lines)
@@ -153,15 +163,34 @@ def fingerprint(table):
 
 
 def fit_scale(values, log=False):
-    """What `standardize` needs: {"mean", "std" of each target, "log"}, from the training values (rows, targets)."""
+    """What `standardize` needs: {"mean", "std" of each target, "log"}, from the training values (rows, targets). Raises
+    TableError for numbers that float64 cannot square or tell apart.
+    """
     values = values.log() if log else values
-    return {"mean": values.mean(0).tolist(), "std": values.std(0, correction=0).tolist(), "log": log}
+    mean, std = values.mean(0), values.std(0, correction=0)
+    if not (mean.isfinite() & std.isfinite() & (std > 0)).all():
+        raise TableError(f"the targets have mean {mean.tolist()} and standard deviation {std.tolist()}: rescale them")
+    return {"mean": mean.tolist(), "std": std.tolist(), "log": log}
+
+
+def baselines(values):
+    """What to compare a model with: {"training mean", "training median"}, one number for each target."""
+    return {"training mean": values.mean(0).tolist(), "training median": values.quantile(0.5, dim=0).tolist()}
+
+
+def output_names(targets, log=False, quantiles=None):
+    """What each output of the network stands for: `price`, `log price`, or `price q0.1` and so on."""
+    names = [f"log {name}" if log else name for name in targets]
+    return [f"{name} q{q:g}" for name in names for q in quantiles] if quantiles else names
 
 
 def standardize(values, scale):
     """Values (rows, targets) in their own units -> mean 0 and standard deviation 1 over the training split. float64."""
     mean, std = (torch.tensor(scale[k], dtype=torch.float64) for k in ("mean", "std"))
-    return ((values.log() if scale["log"] else values) - mean) / std
+    found = ((values.log() if scale["log"] else values) - mean) / std
+    if not found.float().isfinite().all():
+        raise TableError(f"a target is {found.abs().max():g} standard deviations from the training split's mean")
+    return found
 
 
 def to_own_units(outputs, scale, quantiles=None):

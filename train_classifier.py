@@ -452,8 +452,8 @@ def list_layers(args):
     thaws = freeze.plan_thaws(args.unfreeze)
     freeze.check_thaws(thaws, args.epochs, model, heads, groups)
     print(freeze.group_table(model, heads, groups))
-    for epoch, names in thaws.items():
-        print(f"epoch {epoch}: {freeze.thaw(model, names, heads, groups):,} parameters thaw ({names})")
+    for epoch, spec in thaws.items():
+        print(f"epoch {epoch}: {freeze.thaw(model, spec, heads, groups):,} parameters thaw ({spec})")
 
 
 def main(argv=None):

@@ -27,7 +27,7 @@ import freeze
 import losses
 import metrics
 import tables
-from arguments import make_parser, number, numbers, refuse_idle, typed_options
+from arguments import make_parser, names, number, numbers, refuse_idle, typed_options
 from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, build, build_options, check_image_size,
                    load_pretrained, load_weights, mlp_head, pick_device, pick_precision, preprocessing_for, set_dropout)
 
@@ -35,8 +35,9 @@ from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, build, build_o
 
 DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 # A resumed run may change these and nothing else: the rest decides what has been learned so far.
-MAY_CHANGE = {"data", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay", "patience", "unfreeze",
-              "workers", "device", "output", "resume", "list_layers", "log_every", "batch_size", "accumulate"}
+MAY_CHANGE = {"data", "labels", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay", "patience",
+              "unfreeze", "workers", "device", "output", "resume", "list_layers", "log_every", "batch_size",
+              "accumulate"}
 
 
 def build_parser():
@@ -47,7 +48,7 @@ def build_parser():
     add("--data", metavar="DIR", help="the folder of --labels")
     add("--labels", default="labels.csv", metavar="FILE",
         help="a CSV with a column file, numbers, maybe split; relative to --data (default %(default)s)")
-    add("--target", metavar="A,B", help="the column to predict, or several")
+    add("--target", type=names, metavar="A,B", help="the column to predict, or several")
     add("--log-target", action="store_true", help="learn the logarithm: for prices and other sizes above zero")
     add("--sample-weight", metavar="COLUMN", help="a column that says how much each picture counts")
     add("--val-split", type=number(float, 0.01, 0.99), default=0.2, metavar="SHARE",
@@ -168,8 +169,7 @@ def train(args, saved):
     torch.manual_seed(args.seed)  # for the new head's weights and for dropout
 
     # ---- 3 data ------------------------------------------------------------------------------------------------------
-    targets = args.target.split(",")
-    labels = os.path.join(args.data, args.labels)
+    targets, labels = args.target, os.path.join(args.data, args.labels)
     table = tables.read_table(labels, targets, data.split_by_hash, args.val_split, args.sample_weight,
                               args.log_target)
     fingerprint = tables.fingerprint(table)
@@ -180,8 +180,9 @@ def train(args, saved):
     scale = tables.fit_scale(table.values["train"], args.log_target)  # mean and standard deviation
     wanted = {split: tables.standardize(values, scale).float() for split, values in table.values.items()}
     weights = {split: values.float() for split, values in table.weights.items()}
-    training = table.values["train"]
-    baseline = {"training mean": training.mean(0).tolist(), "training median": training.quantile(0.5, dim=0).tolist()}
+    if args.monitor == "val_r2" and (wanted["val"] == wanted["val"][0]).all(0).any():
+        raise tables.TableError(f"{labels}: a target is the same in all val rows, so there is no val_r2 to monitor")
+    baseline = tables.baselines(table.values["train"])
 
     # ---- 4 model and head --------------------------------------------------------------------------------------------
     if saved:
@@ -193,7 +194,7 @@ def train(args, saved):
         options_to_build = build_options(args.model, preprocessing["image_size"], pretrained, auxiliary)
     model = build(args.model, **options_to_build)
 
-    outputs = [f"{name} q{q:g}" for name in targets for q in args.quantiles] if args.quantiles else targets
+    outputs = tables.output_names(targets, args.log_target, args.quantiles)
     head = freeze.find_head(model)  # "fc" in a ResNet, "classifier.6" in a VGG, "heads.head" in a ViT
     old_head = model.get_submodule(head)
     if args.head == "mlp":
@@ -417,7 +418,7 @@ def train(args, saved):
         checkpoint.write_csv(history, output / "history.csv")
         checkpoint.write_json(options, output / "args.json")
         shown = dict.fromkeys(["train_loss", "val_loss", *(k for k in scores if k.startswith(("val_mae", "val_r2")))])
-        print(f"epoch {epoch:3d}  " + "  ".join(f"{k} {history[-1][k]:.4f}" for k in shown)
+        print(f"epoch {epoch:3d}  " + "  ".join(f"{k} {history[-1][k]:.5g}" for k in shown)
               + f"  lr {history[-1]['lr']:.1e}  {seconds:.1f} s{'  best' if is_best else ''}", flush=True)
 
     # ---- the end: best.pt, once, on the test split, which has chosen nothing -----------------------------------------
@@ -430,7 +431,7 @@ def train(args, saved):
     rows = tables.prediction_rows([path for path, _ in table.splits[split]], targets, predictions, quantiles,
                                 args.quantiles, truth)
     checkpoint.write_csv(rows, output / f"{split}_predictions.csv")
-    ways = {"this model": predictions} | {words: torch.tensor(values) for words, values in baseline.items()}
+    ways = {"this model": predictions} | {k: torch.tensor(v, dtype=torch.float64) for k, v in baseline.items()}
     print(f"\nbest.pt: epoch {best_state['epoch'] - 1}, {args.monitor} {best_state['history'][-1][args.monitor]:.4f}\n"
           f"on the {len(truth)} pictures of {split}"
           f"{'' if split == 'test' else ', which chose best.pt: expect a little less on others'}:\n\n"
@@ -440,7 +441,7 @@ def train(args, saved):
 
 def list_layers(args):
     """--list-layers: the table that section 10 prints, for a linear head; no weights are needed."""
-    options = {"num_classes": len(args.target.split(","))} if args.target else {}
+    options = {"num_classes": len(tables.output_names(args.target, False, args.quantiles))} if args.target else {}
     auxiliary = args.freeze != "backbone" or bool(args.unfreeze)
     size = args.image_size or load_pretrained("none", args.model)["image_size"]
     model = build(args.model, **options, **build_options(args.model, size, auxiliary=auxiliary))
@@ -450,8 +451,8 @@ def list_layers(args):
     thaws = freeze.plan_thaws(args.unfreeze)
     freeze.check_thaws(thaws, args.epochs, model, heads, groups)
     print(freeze.group_table(model, heads, groups))
-    for epoch, names in thaws.items():
-        print(f"epoch {epoch}: {freeze.thaw(model, names, heads, groups):,} parameters thaw ({names})")
+    for epoch, spec in thaws.items():
+        print(f"epoch {epoch}: {freeze.thaw(model, spec, heads, groups):,} parameters thaw ({spec})")
 
 
 def main(argv=None):

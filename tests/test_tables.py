@@ -66,9 +66,13 @@ def test_without_a_split_column_some_are_set_aside_and_a_byte_order_mark_is_no_n
     (lambda t: t.replace("valid", "test"), "has no rows of the split val"),
     (lambda t: t.replace("rain", "est"), "the split is ' Test'|has no rows of the split train"),
     (lambda t: t.replace(",valid", ",dev"), "line 5: the split is 'dev': write train, val or test"),
+    (lambda t: t.replace("valid,1", "valid,0"), "the weights of the split val add up to 0"),
+    (lambda t: t.replace(",1\n", ",1e308\n").replace(",3\n", ",1e308\n"), "the weights of the split train add up to inf"),
+    (lambda t: t.replace("60,", "6,000,"), "line 4: more cells than the header has columns; a number such as 1,234 needs"),
+    (lambda t: t.replace(",", ";"), "is separated by semicolons: save it with commas"),
     (lambda t: t.replace("20", "10").replace("60", "10"), "price is 10 in every row of the training split"),
     (lambda t: t.replace("valid,1", "valid,-1"), "line 5: the weight much is -1: it must be 0 or above"),
-    (lambda t: t.replace(",3\n", ",0\n").replace(",2\n", ",0\n").replace("train,1", "train,0"), "all weights of the training split are 0"),
+    (lambda t: t.replace(",3\n", ",0\n").replace(",2\n", ",0\n").replace("train,1", "train,0"), "the weights of the split train add up to 0"),
 ])
 def test_tables_that_cannot_be_used(tmp_path, change, words):
     file = write(tmp_path, GOOD)
@@ -83,8 +87,26 @@ def test_no_logarithm_and_targets_named_twice(tmp_path):
     file = write(tmp_path, GOOD)
     with pytest.raises(TableError, match="line 6: price is -5, which has no logarithm: leave --log-target out"):
         tables.read_table(file, ["area", "price"], data.split_by_hash, log=True)
+    file.write_text(file.read_text().replace("area", "price_prediction"))
+    with pytest.raises(TableError, match="price_prediction could be a column of predictions of price: rename it"):
+        tables.read_table(file, ["price", "price_prediction"], data.split_by_hash)
     with pytest.raises(TableError, match="the target price is named twice"):
         tables.read_table(file, ["price", "price"], data.split_by_hash)
+
+
+def test_tables_as_spreadsheets_save_them(tmp_path):
+    """Empty columns and rows at the end, spaces in the header, absolute paths."""
+    rows = "".join(f"{tmp_path}/images/{i}.png,{i},,\n" for i in range(6))
+    table = tables.read_table(write(tmp_path, f"file, price ,,\n{rows},,,\n,,,\n"), ["price"], data.split_by_hash)
+    assert sorted(v for values in table.values.values() for v in values.flatten().tolist()) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("values", [[[1e308], [-1e308]], [[1e-200], [2e-200]], [[1e200], [2e200]]])
+def test_numbers_that_cannot_be_standardized(values):
+    with pytest.raises(TableError, match="rescale them"):
+        tables.fit_scale(torch.tensor(values, dtype=torch.float64))
+    with pytest.raises(TableError, match="a target is .* standard deviations from"):
+        tables.standardize(torch.tensor([[1e45]], dtype=torch.float64), {"mean": [0.0], "std": [1.0], "log": False})
 
 
 @pytest.mark.parametrize("log", [False, True])

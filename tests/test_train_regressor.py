@@ -13,7 +13,7 @@ import data
 import predict
 import tables
 import train_regressor
-from conftest import MODEL, changed, draw_discs, read
+from conftest import MODEL, draw_discs, read
 from test_train_classifier import SGD, equal, history, untimed
 
 QUANTILES = ["--quantiles", "0.1,0.5,0.9"]
@@ -150,7 +150,7 @@ def test_predict_gives_what_the_script_gave(regress, discs, tmp_path, capsys, er
     assert call(run / "best.pt", "--labels", tmp_path / "labels.csv", "--csv", tmp_path / "z.csv") == 1
     assert "cannot read" in capsys.readouterr().err
     assert [row["radius"] for row in rows_of(tmp_path / "z.csv")] == ["0.0", "1.0", "3.0", "4.0", "5.0"]
-    assert "has no rows of the split val" in error_of(
+    assert "has no rows that a column split calls val" in error_of(
         predict.main, ["--checkpoint", str(run / "best.pt"), "--labels", str(tmp_path / "labels.csv"), "--split", "val"])
 
 
@@ -177,8 +177,12 @@ def test_a_classifier_starts_from_a_regressor_and_the_other_way(regress, train, 
     ({"quantiles": "0.5", "loss": "mse"}, "--loss only has a meaning with no --quantiles"),
     ({"loss": "mse", "huber_delta": 2}, "--huber-delta only has a meaning with --loss huber"),
     ({"monitor": "val_accuracy"}, "argument --monitor: invalid choice"),
+    ({"monitor": "val_r2", "labels": "flat.csv"}, "a target is the same in all val rows, so there is no val_r2"),
 ])
-def test_bad_input(regress, error_of, tmp_path, options, words):
+def test_bad_input(regress, discs, error_of, tmp_path, options, words):
+    lines = (discs / "labels.csv").read_text().splitlines()
+    flat = [",".join([line.split(",")[0], "7", *line.split(",")[2:]]) if line.endswith("val") else line for line in lines]
+    (discs / "flat.csv").write_text("\n".join(flat))
     assert words in error_of(regress, output=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
@@ -198,6 +202,52 @@ def test_resume_refuses_other_numbers(regress, discs, tmp_path, error_of):
         assert f"{option} is " in error_of(train_regressor.main, ["--resume", str(run / "last.pt"), option, value])
     assert "was written by train_regressor.py, not by train_classifier.py" in error_of(
         __import__("train_classifier").main, ["--resume", str(run / "last.pt")])
+
+
+def test_the_baseline_is_exact_where_the_numbers_are_far_from_zero(regress, tmp_path, capsys):
+    root = draw_discs(tmp_path / "far", train=20, val=8, test=6)
+    lines = (root / "labels.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    (root / "labels.csv").write_text("\n".join([lines[0], *(",".join([f, str(float(r) + 2**40), *more]) for f, r, *more in rows)]))
+    regress("--freeze", "backbone", data=root, lr=0)
+    values = {split: [float(r) + 2**40 for _, r, *_, s in rows if s == split] for split in ("train", "test")}
+    expected = sum(abs(v - sum(values["train"]) / 20) for v in values["test"]) / 6
+    words = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("training mean"))
+    assert float(words[2]) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("monitor, better", [("val_loss", min), ("val_r2", max)])
+def test_best_is_the_epoch_of_the_best_monitored_value(regress, monitor, better):
+    run = regress("--monitor", monitor, epochs=5, lr=0.01)
+    values = [float(row[monitor]) for row in history(run)]
+    assert read(run / "best.pt")["best_epoch"] == values.index(better(values)) and len(set(values)) == 5
+
+
+def test_val_loss_counts_the_weights(regress, discs):
+    """From the predictions on val, which is where best.pt is scored without a test split."""
+    rows = [row for row in rows_of(discs / "labels.csv") if row["split"] != "test"]
+    file = discs / "no_test.csv"
+    file.write_text("\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]))
+    run = regress("--sample-weight", "weight", "--loss", "mse", labels="no_test.csv")
+    scale = read(run / "best.pt")["scale"]
+    weights = {str(discs / row["file"]): float(row["weight"]) for row in rows}
+    mean_weight = sum(float(row["weight"]) for row in rows if row["split"] == "train") / 20
+    found = rows_of(run / "val_predictions.csv")
+    errors = [((float(r["radius"]) - float(r["radius_prediction"])) / scale["std"][0]) ** 2 * weights[r["file"]] for r in found]
+    assert float(history(run)[0]["val_loss"]) == pytest.approx(sum(errors) / mean_weight / 8, rel=1e-4)
+
+
+def test_nothing_is_written_over(regress, discs, tmp_path, error_of):
+    run = regress()
+    shutil.copytree(discs, tmp_path / "mine")
+    labels = tmp_path / "mine/labels.csv"
+    before = labels.read_bytes()
+    (tmp_path / "other.csv").write_text("name,phone\n")
+    for file, words in ((labels, "would write over the labels"), (tmp_path / "other.csv", "exists with other columns")):
+        argv = ["--checkpoint", str(run / "best.pt"), "--labels", str(labels), "--split", "val", "--csv", str(file)]
+        assert words in error_of(predict.main, argv)
+    assert (tmp_path / "other.csv").read_text() == "name,phone\n"
+    assert labels.read_bytes() == before
 
 
 def test_list_layers_needs_no_data(capsys):
