@@ -88,7 +88,7 @@ def main(argv=None):
                 rows = list(csv.DictReader(file))
             scores = score(rows, args.target)
             found[name].append((*scores, seconds))
-            words = "  ".join(f"{s:.5g}" for s in scores)
+            words = "  ".join(f"{s:.6g}" for s in scores)
             print(f"{words}  {seconds:5.1f} s  python {shlex.join(command)}", flush=True)
 
     machine = checkpoint.machine()
@@ -99,12 +99,12 @@ def main(argv=None):
         print("| strategy | mean absolute error, mean | lowest to highest | R2, mean | lowest to highest | seconds, median |")
         print("|---|---|---|---|---|---|")
         for words, (absolute, r2) in baselines(args.data, "labels.csv", args.target).items():
-            print(f"| {words} | {absolute:.5g} | | {r2:.3f} | | |")
+            print(f"| {words} | {absolute:,.6g} | | {r2:.3f} | | |")
     else:
         print("| strategy | test accuracy, mean | lowest to highest | seconds, median |\n|---|---|---|---|")
     for name, results in found.items():
         *scores, seconds = zip(*results, strict=True)
-        digits = [".5g", ".3f"] if args.target else [".3f"]
+        digits = [",.6g", ".3f"] if args.target else [".3f"]
         cells = [f"{statistics.mean(s):{d}} | {min(s):{d}} to {max(s):{d}}" for s, d in zip(scores, digits, strict=True)]
         print(f"| {name} | {' | '.join(cells)} | {statistics.median(seconds):.0f} |")
 

@@ -262,3 +262,21 @@ def test_the_scale_is_that_of_the_training_split(regress, discs):
     assert state["scale"]["mean"][0] == pytest.approx(mean)
     assert state["scale"]["std"][0] == pytest.approx(math.sqrt(sum((r - mean) ** 2 for r in radii) / 20))
     assert tables.to_own_units(torch.zeros(1, 1), state["scale"])[0].item() == pytest.approx(mean)
+
+
+def test_the_auxiliary_losses_are_weighted(regress, monkeypatch):
+    """As for the classifier: the network replaced by its head's bias, also for the auxiliary outputs. One SGD step is
+    1.6 times that without them; the weight of each sample counts in both."""
+    both = []
+    for auxiliary in (0, 2):
+        def forward(self, x, auxiliary=auxiliary):
+            outputs = self.fc.bias.expand(len(x), 1)
+            return (outputs,) * (1 + auxiliary) if self.training and auxiliary else outputs
+
+        monkeypatch.setattr(torchvision.models.GoogLeNet, "forward", forward)
+        options = ["--sample-weight", "weight", "--loss", "mse"]
+        runs = [regress(*options, model="googlenet", batch_size=32, **SGD | {"lr": lr}) for lr in (0, 0.1)]
+        start, end = (read(run / "last.pt")["model"]["fc.bias"] for run in runs)
+        both.append((end - start, history(runs[0])[0]["train_loss"]))
+    torch.testing.assert_close(both[1][0], 1.6 * both[0][0])
+    assert both[1][1] == both[0][1] and both[0][0].abs().max() > 0.001
