@@ -172,6 +172,8 @@ def predict(args):
             raise tables.TableError(f"--csv {args.csv} would write over the labels: give another name")
 
     paths = [path for path, _ in listed]
+    if moving := data.animated(paths):
+        print(f"note: the first frame is used of {', '.join(moving)}", file=sys.stderr)
     outputs, good = run_network(args, state, device, paths)
     if classes:
         rows, words = class_rows(args, state, outputs, good, listed)

@@ -2,11 +2,13 @@
 
 import csv
 import os
+import re
 import shutil
 
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 import data
 import predict
@@ -143,3 +145,31 @@ def test_a_picture_in_a_labelled_and_an_unlabelled_place(run, pictures, tmp_path
     draw(tmp_path / "elsewhere.png", "cat", 2)
     assert call("--checkpoint", run / "best.pt", tmp_path / "cat", tmp_path / "elsewhere.png") == 0
     assert "accuracy" not in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("model, more", [(MODEL, ["--head", "mlp", "--hidden", 5]), ("squeezenet1_1", ["--head", "mlp"]),
+                                         ("vit_b_32", ["--freeze", "backbone"])])
+def test_what_weights_only_says_builds_the_network(train, pictures, tmp_path, capsys, model, more):
+    """The words that it prints, typed: the network gives the probabilities that predict.py gives."""
+    run = train(*more, model=model, lr=1e-4)
+    capsys.readouterr()
+    assert call("--checkpoint", run / "best.pt", "--weights-only", tmp_path / "w.pth") == 0
+    said = capsys.readouterr().out
+    names = {"torchvision": torchvision, "torch": torch, "nn": torch.nn}
+    exec("model = " + re.search(r"for (torchvision\.models\..*)", said)[1], names)
+    for line in re.findall(r"then (?:set )?(model\..*?)(?:, before loading|: it was.*)?$", said, re.M):
+        exec(line, names)
+    names["model"].load_state_dict(torch.load(tmp_path / "w.pth", weights_only=True), strict=True)
+    plain = names["model"].eval()
+    call("--checkpoint", run / "best.pt", pictures / "val", "--csv", tmp_path / "x.csv")
+    preset = torchvision.transforms._presets.ImageClassification(crop_size=32, resize_size=37)
+    for row in rows_of(tmp_path / "x.csv"):
+        p = plain(preset(data.decode(row["file"]))[None]).softmax(1)[0]
+        assert p.max().item() == pytest.approx(float(row["probability"]), abs=0.02)
+
+
+def test_animated_pictures_are_said(run, tmp_path, capsys):
+    frames = [Image.new("RGB", (40, 40), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    assert call("--checkpoint", run / "best.pt", tmp_path) == 0
+    assert capsys.readouterr().err == f"note: the first frame is used of {tmp_path}/x.gif\n"
