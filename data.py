@@ -8,6 +8,8 @@
     for x, y in batches(loader):                                # uint8 (N, 3, H, W) and int64 (N,)
         x = to_input(x, mean, std)                              # float32, normalized, channels_last; then maybe `mix`
 
+    python data.py --check ./cats_and_dogs                      # look at every picture before a long run
+
 Every random choice is drawn from (seed, epoch, index of the image or batch), so neither the number of workers nor an
 interruption changes what the network sees. This file needs torch, torchvision and what torchvision brings (PIL, NumPy).
 """
@@ -15,6 +17,7 @@ interruption changes what the network sees. This file needs torch, torchvision a
 import hashlib
 import os
 import signal
+import warnings
 from collections import Counter, namedtuple
 from pathlib import Path
 
@@ -239,11 +242,13 @@ def decode(path, size=None):
     size where that is enough (much faster for a 12-megapixel photograph). EXIF orientation is applied; 16-bit grey is
     scaled to 8 bits, not clipped; transparent parts become white; of several frames or pages the first is taken.
     """
-    with Image.open(path) as image:
-        if size is not None:
-            image.draft("RGB", (size, size))
-        image.load()
-        image = ImageOps.exif_transpose(image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about corners of a file that do not matter to the pixels
+        with Image.open(path) as image:
+            if size is not None:
+                image.draft("RGB", (size, size))
+            image.load()
+            image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit, 32-bit integer and float grey
         values = np.array(image, dtype=np.float64)
         values[~np.isfinite(values)] = 0
@@ -447,3 +452,41 @@ def mix(x, y, mixer, *numbers):
         torch.default_generator.manual_seed(mix_seed(*numbers, 0, 0, 0))  # more numbers than a picture's seed has
         x, shares = mixer(x, y)
     return x.contiguous(memory_format=layout), shares  # torch.roll may lose channels_last
+
+
+# ---- python data.py --check DIR
+
+
+def main(argv=None):
+    """Decode every picture below a folder and name those that cannot be read; exit status 1 if there are any."""
+    import argparse
+    import sys
+
+    from tqdm import tqdm
+
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
+    parser.add_argument("--check", required=True, metavar="DIR", help="searched to the bottom")
+    parser.add_argument("-j", "--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
+                        help="processes that decode (default here %(default)s)")
+    args = parser.parse_args(argv)
+    ignored = Counter()
+    if not os.path.isdir(args.check):
+        parser.error(f"no such folder: {args.check}")
+    paths = list_folder(args.check, ignored)
+    if not paths:
+        parser.error(f"{args.check} holds no pictures ({', '.join(e[1:] for e in EXTENSIONS)})")
+    pictures = ImageList([(path, 0) for path in paths], v2.Resize((8, 8)))  # decoded whole; what is handed on is small
+    loader = make_loader(pictures, SeededBatches(len(paths), 16), max(0, args.workers))
+    bad = []
+    for _ in tqdm(batches(loader, bad), "check", len(loader), leave=False, disable=None):
+        pass
+    for path, reason in bad:
+        print(" ".join(f"cannot read {path} ({reason})".splitlines()))
+    kinds = ", ".join(f"{n} {kind}" for kind, n in ignored.most_common(5))
+    print(f"{len(paths)} pictures, {len(bad)} that cannot be read" + (f"; passed over: {kinds}" if kinds else ""))
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -623,3 +623,57 @@ def test_mixing_keeps_the_layout_and_takes_any_length(length, channels_last):
         if length == 1:  # its own neighbour
             torch.testing.assert_close(mixed, x)
             torch.testing.assert_close(shares, torch.tensor([[1.0, 0.0, 0.0]]))
+
+
+def test_check_names_every_picture_that_cannot_be_read(tmp_path, capsys):
+    draw_folder(tmp_path, train=20)
+    (tmp_path / "train/cat/notes.txt").write_text("x")
+    for workers in ("0", "2"):
+        with pytest.raises(SystemExit) as stopped:
+            data.main(["--check", str(tmp_path), "-j", workers])
+        assert stopped.value.code == 0 and capsys.readouterr().out == "40 pictures, 0 that cannot be read; passed over: 1 .txt\n"
+    for name in ("train/cat/cat.1.png", "train/dog/dog.7.png"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:60])
+    with pytest.raises(SystemExit) as stopped:
+        data.main(["--check", str(tmp_path), "-j", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert stopped.value.code == 1 and lines[-1].startswith("40 pictures, 2 that cannot be read")
+    assert [line.split(" (")[0] for line in lines[:-1]] == [
+        f"cannot read {tmp_path}/train/cat/cat.1.png", f"cannot read {tmp_path}/train/dog/dog.7.png"]
+
+
+@pytest.mark.parametrize("folder, words", [("nowhere", "no such folder"), ("empty", "holds no pictures")])
+def test_check_of_a_folder_without_pictures(tmp_path, error_of, folder, words):
+    (tmp_path / "empty").mkdir()
+    assert words in error_of(data.main, ["--check", str(tmp_path / folder)])
+
+
+def test_damaged_files_are_decoded_or_named(tmp_path):
+    """A thousand seeded mutations of drawn pictures: bytes changed, cut out, doubled, cut off."""
+    rng = random.Random(0)
+    sources = []
+    for name in ("x.jpg", "x.png", "x.webp", "x.gif", "x.tif", "x.bmp"):
+        draw(tmp_path / name, "cat", name)
+        sources.append((tmp_path / name).read_bytes())
+    outcomes = Counter()
+    for i in range(1000):
+        content = bytearray(rng.choice(sources))
+        for _ in range(rng.randint(1, 8)):
+            at, kind = rng.randrange(len(content)), rng.randrange(4)
+            if kind == 0:
+                content[at] = rng.randrange(256)
+            elif kind == 1:
+                del content[at : at + rng.randint(1, 20)]
+            elif kind == 2:
+                content[at:at] = content[at : at + rng.randint(1, 20)]
+            else:
+                del content[max(1, at) :]
+            content = content or bytearray(b"x")
+        (tmp_path / "mutated.jpg").write_bytes(content)
+        found = data.ImageList([(str(tmp_path / "mutated.jpg"), 0)], data.eval_transform(16), size=32)[(0, 0)]
+        if isinstance(found, data.BadImage):
+            assert found.reason and "\n" not in found.reason
+        else:
+            assert found[0].shape == (3, 16, 16) and found[0].dtype == torch.uint8
+        outcomes[type(found).__name__] += 1
+    assert outcomes["BadImage"] > 100 and outcomes["tuple"] > 50, outcomes
