@@ -656,7 +656,7 @@ def test_damaged_files_are_decoded_or_named(tmp_path):
         draw(tmp_path / name, "cat", name)
         sources.append((tmp_path / name).read_bytes())
     outcomes = Counter()
-    for i in range(1000):
+    for _ in range(1000):
         content = bytearray(rng.choice(sources))
         for _ in range(rng.randint(1, 8)):
             at, kind = rng.randrange(len(content)), rng.randrange(4)
