@@ -1,5 +1,6 @@
 """The programs in benchmarks/ work; what they measure is not asserted here."""
 
+import csv
 import importlib.util
 import shlex
 
@@ -10,7 +11,7 @@ import torchvision
 from PIL import Image
 
 import train_classifier
-from conftest import ROOT
+from conftest import MODEL, ROOT
 
 
 def program(name):
@@ -102,3 +103,29 @@ def test_the_sheet_shows_what_each_level_does(tmp_path, error_of):
     missing = error_of(sheet.main, ["--data", str(tmp_path / "nowhere")])
     assert missing == f"error: no such folder: {tmp_path / 'nowhere'}"
     assert "cannot write" in error_of(sheet.main, ["--data", str(tmp_path / "x"), "--out", str(tmp_path)])
+
+
+# ---- the other programs
+
+
+def test_strategies_of_a_regression_and_its_baselines(discs, tmp_path, capsys):
+    argv = ["--data", discs, "--target", "radius", "--weights", "none", "--seeds", 1, "--runs", tmp_path / "runs", "--rows",
+            "default", "--model", MODEL, "--image-size", 32, "--epochs", 1, "-j", 0]
+    program("strategies").main([str(a) for a in argv])
+    rows = {line.split("|")[1].strip(): line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")}
+    with open(tmp_path / "runs/0_0/test_predictions.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    errors = [abs(float(r["radius"]) - float(r["radius_prediction"])) for r in found]
+    assert float(rows["default"][2]) == pytest.approx(sum(errors) / 6, rel=1e-4)
+    with open(discs / "labels.csv", newline="") as file:
+        labels = list(csv.DictReader(file))
+    middle = np.median([float(r["radius"]) for r in labels if r["split"] == "train"])
+    expected = np.mean([abs(float(r["radius"]) - middle) for r in labels if r["split"] == "test"])
+    assert float(rows["median of the training split"][2]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_which_model_measures_each_network(capsys):
+    program("which_model").main(["--models", MODEL, "--rounds", "1", "--seconds", "0", "--batch-size", "2"])
+    row = next(line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith(f"| `{MODEL}`"))
+    assert row[2].strip() == "1.4 M" and row[3].strip() == "60.6 %"
+    assert all(float(cell) > 0 for cell in row[4:7])
