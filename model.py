@@ -171,7 +171,7 @@ def build(name, **options):
             model = torchvision.models.get_model(name, weights=None, **options)
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = (str(error) or "the size does not fit").partition("\n")[0]
-        raise ModelError(f"{name} cannot be built with {options}: {reason}") from error
+        raise ModelError(f"{name} cannot be built with {options}: {reason}; is it the --image-size? try 224") from error
     if name.startswith("squeezenet"):
         model.classifier[2] = nn.Identity()  # a ReLU behind the head: no score below zero, and a fresh head can die
     return model

@@ -170,12 +170,11 @@ def train(args, saved):
 
     # ---- 3 data ------------------------------------------------------------------------------------------------------
     targets, labels = args.target, os.path.join(args.data, args.labels)
-    table = tables.read_table(labels, targets, data.split_by_hash, args.val_split, args.sample_weight,
-                              args.log_target)
+    table = tables.read_table(labels, targets, data.split_by_hash, args.val_split, args.sample_weight, args.log_target)
     fingerprint = tables.fingerprint(table)
     if saved and saved["data"] != fingerprint:
         raise tables.TableError(f"{labels} holds other rows ({fingerprint}) than the run was started with "
-                             f"({saved['data']}): start a new run from its weights, --weights {args.resume}")
+                                f"({saved['data']}): start a new run from its weights, --weights {args.resume}")
     print("\n".join([tables.describe(table), *data.pictures_to_know_of(table.splits)]))
     scale = tables.fit_scale(table.values["train"], args.log_target)  # mean and standard deviation
     wanted = {split: tables.standardize(values, scale).float() for split, values in table.values.items()}
@@ -428,8 +427,8 @@ def train(args, saved):
     found = evaluate(loader_of(split), None)  # in float32, as predict.py does
     predictions, quantiles = tables.to_own_units(found, scale, args.quantiles)
     truth = table.values[split]
-    rows = tables.prediction_rows([path for path, _ in table.splits[split]], targets, predictions, quantiles,
-                                args.quantiles, truth)
+    paths = [path for path, _ in table.splits[split]]
+    rows = tables.prediction_rows(paths, targets, predictions, quantiles, args.quantiles, truth)
     checkpoint.write_csv(rows, output / f"{split}_predictions.csv")
     ways = {"this model": predictions} | {k: torch.tensor(v, dtype=torch.float64) for k, v in baseline.items()}
     print(f"\nbest.pt: epoch {best_state['epoch'] - 1}, {args.monitor} {best_state['history'][-1][args.monitor]:.4f}\n"
