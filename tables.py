@@ -10,6 +10,7 @@ This file needs torch alone and can be copied into any project.
 
 import csv
 import hashlib
+import itertools
 import math
 import os
 from collections import Counter, namedtuple
@@ -41,9 +42,10 @@ def read_table(file, targets, split_paths, val_split=0.2, weight_column=None, lo
         the share is `val_split`.
     """
     samples = {split: [] for split in ("train", "val", "test")}
-    for path, split, numbers, weight in read_rows(file, targets, weight_column, log):
+    rows = read_rows(file, targets, weight_column, log)
+    for path, split, numbers, weight in rows:
         samples[split or "train"].append((path, numbers, weight))
-    if not split:
+    if rows[0][1] is None:  # there is no column `split`
         paths = list(dict.fromkeys(path for path, _, _ in samples["train"]))
         aside = set(split_paths(paths, val_split, Path(file).parent)[1])
         samples["val"] = [s for s in samples["train"] if s[0] in aside]
@@ -83,12 +85,12 @@ def read_rows(file, targets, weight_column=None, log=False):
     found, absent = [], []
     for line, row in rows:
         where = f"{file}, line {line}"
-        path = os.path.join(Path(file).parent, row["file"] or "")
+        path = os.path.join(Path(file).parent, row["file"])
         if not os.path.isfile(path):
             absent.append(f"{where}: no such picture: {path}")
-        split = SPLITS.get((row["split"] or "").strip().lower()) if "split" in columns else None
+        split = SPLITS.get(row["split"].strip().lower()) if "split" in columns else None
         if "split" in columns and split is None:
-            raise TableError(f"{where}: the split is '{row['split'] or ''}': write train, val or test")
+            raise TableError(f"{where}: the split is '{row['split']}': write train, val or test")
         numbers = [_number(row[name], name, where) for name in targets]
         if log and min(numbers) <= 0:
             raise TableError(f"{where}: {targets[numbers.index(min(numbers))]} is {min(numbers):g}, which has no "
@@ -106,31 +108,33 @@ def _read_csv(file):
     """([(number of the line, {column: text}), ...], [column, ...])"""
     try:
         with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-            reader = csv.DictReader(lines)
-            columns = [(name or "").strip() for name in reader.fieldnames or []]
-            rows = [(reader.line_num, row) for row in reader if any(str(cell or "").strip() for cell in row.values())]
+            reader = csv.reader(lines)
+            columns = [name.strip() for name in next(reader, [])]
+            rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except OSError as error:
         raise TableError(f"cannot read the labels {file} ({error.strerror})") from error
     except csv.Error as error:
         raise TableError(f"{file} is no CSV file ({error})") from error
     if len(columns) == 1 and (mark := next((m for m in ";\t" if m in columns[0]), None)):
         raise TableError(f"{file} is separated by {'semicolons' if mark == ';' else 'tabs'}: save it with commas")
-    for line, row in rows:
-        if any(cell.strip() for cell in row.get(None, ())):
+    for line, cells in rows:
+        if any(cell.strip() for cell in cells[len(columns) :]):
             raise TableError(f"{file}, line {line}: more cells than the header has columns; a number such as 1,234 "
                              "needs quotes, or no comma")
     if twice := [name for name, count in Counter(columns).items() if count > 1 and name]:
         raise TableError(f"{file} has the column '{twice[0]}' twice: rename one")
     if not rows:
         raise TableError(f"{file} holds no rows below its header")
-    return [(line, dict(zip(columns, row.values(), strict=False))) for line, row in rows], [c for c in columns if c]
+    # A line that is too short has empty cells at its end.
+    whole = [(line, dict(itertools.zip_longest(columns, cells[: len(columns)], fillvalue=""))) for line, cells in rows]
+    return whole, [name for name in columns if name]
 
 
 def _number(text, column, where):
     try:
         number = float(text)
-    except (TypeError, ValueError):  # None where the line is too short
-        raise TableError(f"{where}: {column} is '{text or ''}', which is not a number") from None
+    except ValueError:
+        raise TableError(f"{where}: {column} is '{text}', which is not a number") from None
     if not math.isfinite(number):
         raise TableError(f"{where}: {column} is {number}: it must be finite")
     return number

@@ -97,8 +97,10 @@ def test_no_logarithm_and_targets_named_twice(tmp_path):
 def test_tables_as_spreadsheets_save_them(tmp_path):
     """Empty columns and rows at the end, spaces in the header, absolute paths."""
     rows = "".join(f"{tmp_path}/images/{i}.png,{i},,\n" for i in range(6))
-    table = tables.read_table(write(tmp_path, f"file, price ,,\n{rows},,,\n,,,\n"), ["price"], data.split_by_hash)
-    assert sorted(v for values in table.values.values() for v in values.flatten().tolist()) == [0, 1, 2, 3, 4, 5]
+    between = rows.replace(".png,", ".png,,,")
+    for text in (f"file, price ,,\n{rows},,,\n,,,\n", f"file,,, price ,,\n{between}"):
+        table = tables.read_table(write(tmp_path, text), ["price"], data.split_by_hash)
+        assert sorted(v for values in table.values.values() for v in values.flatten().tolist()) == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("values", [[[1e308], [-1e308]], [[1e-200], [2e-200]], [[1e200], [2e200]]])
