@@ -160,8 +160,8 @@ def thaw(model, spec, head, groups=()):
     """
     parameters = dict(model.named_parameters())
     count = 0
-    for names, rate in _stages(model, spec, head):
-        for group in _groups_of(parameters, names, head, groups) if rate is not None else ():
+    for names, rate, rated in _stages(model, spec, head, groups):
+        for group in rated:
             group["peak_lr"] = rate
         thawed = [parameters[n] for n in names if not parameters[n].requires_grad]
         count += sum(p.numel() for p in thawed)
@@ -170,18 +170,21 @@ def thaw(model, spec, head, groups=()):
     return count
 
 
-def _stages(model, spec, head):
-    """`layer4@1e-4,bn` -> [(names of layer4's parameters, 1e-4), (names of all BatchNorms' parameters, None)]"""
-    stages = []
+def _stages(model, spec, head, groups):
+    """`layer4@1e-4,bn` -> [(names of layer4's parameters, 1e-4, the optimizer's groups that hold them), (names of all
+    BatchNorms' parameters, None, [])]
+    """
+    stages, parameters = [], dict(model.named_parameters())
     for part in spec.split(","):
-        names, at, text = part.partition("@")
+        layers, at, text = part.partition("@")
         try:
             rate = float(text) if at else None
         except ValueError:
             rate = math.nan
         if rate is not None and not 0 <= rate < math.inf:
             raise FreezeError(f"'{part.strip()}': '{text}' is no learning rate; write NAMES@RATE, as in layer4@1e-4")
-        stages.append((select(model, names, head), rate))
+        names = select(model, layers, head)
+        stages.append((names, rate, [] if rate is None else _groups_of(parameters, names, head, groups)))
     return stages
 
 
@@ -198,6 +201,11 @@ def _groups_of(parameters, names, head, groups):
             raise FreezeError(f"a rate is set for whole layers, and these names are a part of {group['layer']} only: "
                               f"write {group['layer']}@RATE")
     return found
+
+
+def backbone_trains(spec, thaws):
+    """Will anything but the head ever train? spec, thaws: what --freeze and --unfreeze say."""
+    return spec != "backbone" or bool(thaws)
 
 
 def parse_thaws(specs):
@@ -232,11 +240,8 @@ def check_thaws(thaws, epochs, model, head, groups):
     """Raise FreezeError for what would go wrong hours later: a name that matches nothing, a rate that cannot be set, an
     epoch that never comes since the last one is `epochs` - 1.
     """
-    parameters = dict(model.named_parameters())
     for epoch, spec in thaws.items():
-        for names, rate in _stages(model, spec, head):
-            if rate is not None:
-                _groups_of(parameters, names, head, groups)
+        _stages(model, spec, head, groups)
         if epoch >= epochs:
             raise FreezeError(f"--unfreeze {epoch}:{spec} never happens: the last epoch is {epochs - 1}")
 

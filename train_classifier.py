@@ -136,7 +136,7 @@ def read_arguments(argv):
         parser.error("--data is needed: a folder with one folder of pictures per class")
     by_class = args.loss in ("cross-entropy", "focal"), "--loss cross-entropy or focal"
     blended = args.loss != "soft-f1" or not (args.mixup or args.cutmix), "a --loss that can blend classes"
-    thawing = args.freeze != "backbone" or args.unfreeze, "a backbone that trains or thaws"
+    thawing = freeze.backbone_trains(args.freeze, args.unfreeze), "a backbone that trains or thaws"
     listing = not args.list_layers, "training: --list-layers shows the network with a linear head"
     refuse_idle(parser, typed, {
         "momentum": (args.optimizer in ("sgd", "rmsprop"), "--optimizer sgd or rmsprop"),
@@ -181,7 +181,7 @@ def train(args, saved):
     else:
         pretrained = load_pretrained(args.weights, args.model)
         preprocessing = preprocessing_for(pretrained, args.image_size)
-        auxiliary = args.freeze != "backbone" or bool(args.unfreeze)  # they help a backbone that trains
+        auxiliary = freeze.backbone_trains(args.freeze, args.unfreeze)  # which auxiliary heads help
         options_to_build = build_options(args.model, preprocessing["image_size"], pretrained, auxiliary)
     model = build(args.model, **options_to_build)
 
@@ -443,7 +443,7 @@ def train(args, saved):
 def list_layers(args):
     """--list-layers: the table that section 10 prints, for a linear head; no weights are needed."""
     options = {"num_classes": len(data.find_images(args.data, args.val_split).classes)} if args.data else {}
-    auxiliary = args.freeze != "backbone" or bool(args.unfreeze)
+    auxiliary = freeze.backbone_trains(args.freeze, args.unfreeze)
     size = args.image_size or load_pretrained("none", args.model)["image_size"]
     model = build(args.model, **options, **build_options(args.model, size, auxiliary=auxiliary))
     heads = (freeze.find_head(model), *auxiliary_heads(model))

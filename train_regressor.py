@@ -138,7 +138,7 @@ def read_arguments(argv):
         parser.error("--data and --target are needed: the folder of --labels, and a column of numbers in that file")
     if args.quantiles and 0.5 not in args.quantiles:
         parser.error("--quantiles need 0.5 among them: that is the number that is reported")
-    thawing = args.freeze != "backbone" or args.unfreeze, "a backbone that trains or thaws"
+    thawing = freeze.backbone_trains(args.freeze, args.unfreeze), "a backbone that trains or thaws"
     listing = not args.list_layers, "training: --list-layers shows the network with a linear head"
     refuse_idle(parser, typed, {
         "loss": (not args.quantiles, "no --quantiles, which have a loss of their own"),
@@ -189,7 +189,7 @@ def train(args, saved):
     else:
         pretrained = load_pretrained(args.weights, args.model)
         preprocessing = preprocessing_for(pretrained, args.image_size)
-        auxiliary = args.freeze != "backbone" or bool(args.unfreeze)  # they help a backbone that trains
+        auxiliary = freeze.backbone_trains(args.freeze, args.unfreeze)  # which auxiliary heads help
         options_to_build = build_options(args.model, preprocessing["image_size"], pretrained, auxiliary)
     model = build(args.model, **options_to_build)
 
@@ -441,7 +441,7 @@ def train(args, saved):
 def list_layers(args):
     """--list-layers: the table that section 10 prints, for a linear head; no weights are needed."""
     options = {"num_classes": len(tables.output_names(args.target, False, args.quantiles))} if args.target else {}
-    auxiliary = args.freeze != "backbone" or bool(args.unfreeze)
+    auxiliary = freeze.backbone_trains(args.freeze, args.unfreeze)
     size = args.image_size or load_pretrained("none", args.model)["image_size"]
     model = build(args.model, **options, **build_options(args.model, size, auxiliary=auxiliary))
     heads = (freeze.find_head(model), *auxiliary_heads(model))

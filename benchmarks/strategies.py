@@ -27,6 +27,7 @@ import torchvision
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
+import metrics  # noqa: E402
 
 STRATEGIES = {
     "from scratch": "--weights none",
@@ -41,12 +42,11 @@ def accuracy_of(rows, target=None):
 
 
 def errors_of(rows, target):
-    """(mean absolute error, R2), in plain Python."""
-    truth, found = ([float(row[name]) for row in rows] for name in (target, f"{target}_prediction"))
-    mean = statistics.mean(truth)
-    squared = sum((t - p) ** 2 for t, p in zip(truth, found, strict=True))
-    absolute = statistics.mean(abs(t - p) for t, p in zip(truth, found, strict=True))
-    return absolute, 1 - squared / sum((t - mean) ** 2 for t in truth)
+    """(mean absolute error, R2)"""
+    truth, found = (torch.tensor([float(row[name]) for row in rows], dtype=torch.float64)
+                    for name in (target, f"{target}_prediction"))
+    scores = metrics.regression_scores(found, truth)
+    return scores["mae"], scores["r2"]
 
 
 def baselines(data, labels, target):

@@ -54,6 +54,15 @@ def weights(tmp_path_factory):
     return path
 
 
+SMALL = {"model": MODEL, "weights": "none", "image_size": 32, "epochs": 1, "batch_size": 8, "workers": 0, "amp": "off"}
+
+
+def command_line(options, named):
+    """{"batch_size": 8, ...} and further options as the words of a command; None leaves one out."""
+    words = [word for name, value in named.items() if value is not None for word in (f"--{name.replace('_', '-')}", value)]
+    return [str(word) for word in [*words, *options]]
+
+
 @pytest.fixture
 def train(pictures, tmp_path, monkeypatch):
     """train("--epochs", 2, ...) runs train_classifier.main in this process on small pictures and returns the run
@@ -64,11 +73,7 @@ def train(pictures, tmp_path, monkeypatch):
 
     def run(*options, data=pictures, output=None, **replaced):
         output = output or tmp_path / f"run{next(runs)}"
-        base = {"model": MODEL, "weights": "none", "image_size": 32, "epochs": 1, "batch_size": 8, "workers": 0, "amp": "off"}
-        argv = ["--data", data, "--output", output]
-        for name, value in (base | replaced).items():
-            argv += [] if value is None else [f"--{name.replace('_', '-')}", value]
-        train_classifier.main([str(a) for a in [*argv, *options]])
+        train_classifier.main(command_line(options, {"data": data, "output": output} | SMALL | replaced))
         return output
 
     return run
@@ -107,12 +112,7 @@ def regress(discs, tmp_path):
 
     def run(*options, data=discs, output=None, **replaced):
         output = output or tmp_path / f"regression{next(runs)}"
-        base = {"target": "radius", "model": MODEL, "weights": "none", "image_size": 32, "epochs": 1, "batch_size": 8,
-                "workers": 0, "amp": "off"}
-        argv = ["--data", data, "--output", output]
-        for name, value in (base | replaced).items():
-            argv += [] if value is None else [f"--{name.replace('_', '-')}", value]
-        train_regressor.main([str(a) for a in [*argv, *options]])
+        train_regressor.main(command_line(options, {"data": data, "output": output, "target": "radius"} | SMALL | replaced))
         return output
 
     return run
