@@ -8,10 +8,12 @@ This file needs torch alone and can be copied into any project.
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
 import platform
+import shlex
 import shutil
 import time
 import warnings
@@ -24,18 +26,19 @@ class CheckpointError(Exception):
     """A checkpoint that cannot be written, read or continued. The message is one line that names the way out."""
 
 
-def save(state, folder, best=False, name="last.pt"):
-    """Write `state` to folder/name, and as folder/best.pt too if it is the best so far; serialized once.
+def save(state, folder, best=False, name="last.pt", keep=None, way_out="lower --lr"):
+    """Write `state` to folder/name; serialized once, also as folder/best.pt if it is the best so far, and under the
+    name `keep`.
 
     A reader, and a run killed at any moment, finds the old file or the new one, never a torn one; best.pt is in place
-    before last.pt says so. Raises CheckpointError for a weight that is not finite, or when the disk refuses; the
-    files that were there stay as they were.
+    before last.pt says so. Raises CheckpointError, which names `way_out`, for weights or optimizer states that are not
+    finite, and when the disk refuses; the files that were there stay as they were.
     """
-    broken = [k for k, v in state["model"].items() if v.is_floating_point() and not v.isfinite().all()]
-    if broken:
-        raise CheckpointError(f"not saved: the weights are no longer finite ({broken[0]}); lower --lr")
+    if broken := _not_finite(state):
+        raise CheckpointError(f"not saved: {broken} is no longer finite; try half the rate: {way_out}")
     folder = Path(folder)
-    temporary, best_temporary = folder / f"{name}.tmp", folder / "best.pt.tmp"
+    temporary = folder / f"{name}.tmp"
+    others = [folder / other for other in (keep, "best.pt" if best else None) if other]
     try:
         # Unlinked, not overwritten: after a kill between the renames it may be a second name of best.pt.
         temporary.unlink(missing_ok=True)
@@ -43,19 +46,24 @@ def save(state, folder, best=False, name="last.pt"):
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        if best:
-            best_temporary.unlink(missing_ok=True)
-            try:
-                os.link(temporary, best_temporary)
-            except OSError:  # no hard links on this file system
-                _copy(temporary, best_temporary)
-            os.replace(best_temporary, folder / "best.pt")
+        for other in others:
+            _link(temporary, Path(f"{other}.tmp"))
+            os.replace(f"{other}.tmp", other)
         os.replace(temporary, folder / name)
         _sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        temporary.unlink(missing_ok=True)
+        _remove(temporary, *(f"{other}.tmp" for other in others))
         raise CheckpointError(f"could not write {folder / name} ({error}): make room; earlier checkpoints are as they "
                               "were") from error
+
+
+def _not_finite(state):
+    """The name of a tensor among the weights and the optimizer's state that holds inf or nan, else ''."""
+    states = state.get("optimizer", {}).get("state", {})
+    tensors = {f"weight {k}": v for k, v in state["model"].items()}
+    tensors |= {f"the optimizer's {k} of parameter {i}": v for i, s in states.items() for k, v in s.items()}
+    tensors = {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    return next((k for k, v in tensors.items() if not v.isfinite().all()), "")
 
 
 def set_aside_later_epochs(saved, folder):
@@ -63,12 +71,19 @@ def set_aside_later_epochs(saved, folder):
     `folder`, from last.pt to last_until_<epoch>.pt and so on, so that going on overwrites none of them. Returns a line
     about each.
     """
-    last, said = Path(folder, "last.pt"), []
-    end = load(last, saved["script"])["epoch"] if last.exists() else 0
-    if end <= saved["epoch"]:
+
+
+    def place(path):
+        state = load(path, saved["script"])
+        return state["epoch"], state["step"]
+
+    here, last, said = (saved["epoch"], saved["step"]), Path(folder, "last.pt"), []
+    end = place(last) if last.exists() else here
+    if end <= here:
         return said
-    for path in (*Path(folder).glob("before_unfreeze_*.pt"), Path(folder, "best.pt"), last):
-        if "_until_" not in path.name and path.exists() and load(path, saved["script"])["epoch"] > saved["epoch"]:
+    end = end[0]
+    for path in (*(path for kind in KEPT for path in Path(folder).glob(kind)), Path(folder, "best.pt"), last):
+        if "_until_" not in path.name and path.exists() and place(path) > here:
             kept, number = path.with_name(f"{path.stem}_until_{end}.pt"), 1
             while kept.exists():
                 number += 1
@@ -81,27 +96,48 @@ def set_aside_later_epochs(saved, folder):
     return said
 
 
-def take_best_along(file, saved, folder):
-    """Before a run that is resumed from `file`, which holds `saved`, goes on in `folder`: see that folder/best.pt is
-    there, if need be as a copy of the best.pt beside `file`. Returns False where that is missing or of a later epoch:
-    `file` itself then stands in for it.
+def go_on_in(folder, saved, file):
+    """Before a run that is resumed from `file`, which holds `saved`, goes on in `folder`: set aside what is later, see
+    that folder/best.pt is there, if need be as a copy of the best.pt beside `file`, and write history.csv. Where no
+    best.pt is left, `file` itself stands in for it, in `saved` too. Returns lines about it.
     """
-    best, beside = Path(folder, "best.pt"), Path(file).with_name("best.pt")
-    if best.exists():
-        return True
-    found = beside.exists() and load(beside, saved["script"])["epoch"] <= saved["epoch"]
+    said, best, beside = set_aside_later_epochs(saved, folder), Path(folder, "best.pt"), Path(file).with_name("best.pt")
+    history = saved["history"]
+    if history and not best.exists():
+        found = beside.exists() and load(beside, saved["script"])["epoch"] <= saved["epoch"]
+        try:
+            _copy(beside if found else file, best.with_name("best.pt.tmp"))
+            os.replace(best.with_name("best.pt.tmp"), best)
+        except OSError as error:
+            raise CheckpointError(f"could not write {best} ({error.strerror})") from error
+        if not found:
+            saved |= {"best": history[-1][saved["options"]["monitor"]], "best_epoch": saved["epoch"] - 1,
+                      "epochs_without_gain": 0}
+            said.append(f"best.pt of the epochs before {saved['epoch']} is not there any more: {file} is best.pt for "
+                        "now")
+    write_csv(history, Path(folder, "history.csv"))
+    return said
+
+
+def _link(source, target):
+    """Give a file a second name, or make a copy where the file system knows no hard links."""
+    target.unlink(missing_ok=True)
     try:
-        _copy(beside if found else file, best.with_name("best.pt.tmp"))
-        os.replace(best.with_name("best.pt.tmp"), best)
-    except OSError as error:
-        raise CheckpointError(f"could not write {best} ({error.strerror})") from error
-    return found
+        os.link(source, target)
+    except OSError:
+        _copy(source, target)
 
 
 def _copy(source, target):
     shutil.copyfile(source, target)
     with open(target, "rb+") as file:
         os.fsync(file.fileno())
+
+
+def _remove(*paths):
+    for path in paths:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def _sync_folder(folder):
@@ -134,7 +170,7 @@ def load(path, script=None):
         raise CheckpointError(f"{path} holds no run, perhaps bare weights: start from them with --weights {path}")
     if script and state["script"] != script:
         raise CheckpointError(f"{path} was written by {state['script']}.py, not by {script}.py")
-    if lacking := {"build", "hidden", "preprocessing", "optimizer", "rng", "epoch", "history"} - state.keys():
+    if lacking := {"build", "hidden", "preprocessing", "optimizer", "rng", "epoch", "sums", "history"} - state.keys():
         raise CheckpointError(f"{path} lacks {', '.join(sorted(lacking))}: another version of the script wrote it; "
                               f"start a new run from its weights, --weights {path}")
     return state
@@ -153,18 +189,33 @@ def refuse_other_files(path, columns=None):
 
 
 def write_csv(rows, path):
-    """Write a list of dicts with the same keys as a CSV file, replacing an earlier one in one step."""
-    refuse_other_files(path, list(rows[0]))
-    temporary = Path(f"{path}.tmp")
+    """Write a list of dicts with the same keys as a CSV file, replacing an earlier one in one step; none for no rows."""
+    refuse_other_files(path, list(rows[0]) if rows else None)
+    if not rows:
+        _remove(path)
+        return
+    # surrogateescape: a file name may hold any bytes
+    with _replacing(path, newline="", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(options, path):
+    """Write a dict of plain values as a JSON file, replacing an earlier one in one step."""
+    with _replacing(path) as file:
+        file.write(json.dumps(options, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _replacing(path, **how):
+    """Open a temporary text file that takes the place of `path` when the block has ended well."""
     try:
-        # surrogateescape: a file name may hold any bytes
-        with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, path)
+        with open(f"{path}.tmp", "w", encoding="utf-8", **how) as file:
+            yield file
+        os.replace(f"{path}.tmp", path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _remove(f"{path}.tmp")
         raise CheckpointError(f"could not write {path} ({error.strerror})") from error
 
 
@@ -176,24 +227,27 @@ def write_weights(state_dict, path):
     except FileExistsError as error:
         raise CheckpointError(f"{path} exists: it was left as it is, give another name") from error
     except (OSError, RuntimeError) as error:
+        if os.path.isfile(path):  # a part of it, on a full disk
+            _remove(path)
         raise CheckpointError(f"cannot write {path}: {error}") from error
 
 
-def write_json(options, path):
-    """Write a dict of plain values as a JSON file."""
-    try:
-        Path(path).write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"could not write {path} ({error.strerror})") from error
+KEPT = ("before_unfreeze_*.pt", "epoch_*.pt")  # beside last.pt and best.pt
+WRITTEN = (*KEPT, "last.pt", "best.pt", "history.csv", "args.json", "val_predictions.csv", "test_predictions.csv")
 
 
-def start_folder(folder):
-    """Make the run folder, so that one that cannot be made is an error before the training and not after it."""
+def start_folder(folder, options):
+    """Make the run folder and write args.json there, so that what cannot be written is an error before the training and
+    not after it. What a run that was killed in the middle of writing has left there is removed.
+    """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
+        for stray in [path for name in WRITTEN for path in Path(folder).glob(f"{name}.tmp")]:
+            stray.unlink()
     except OSError as error:
         raise CheckpointError(f"cannot write into the run folder {folder} ({error.strerror}): "
                               "give another --output") from error
+    write_json(options, Path(folder, "args.json"))
 
 
 # ---- options of a resumed run
@@ -226,7 +280,7 @@ def resume_arguments(args, typed, script, may_change):
 def resume_options(typed, saved, may_change):
     """The options of a resumed run: the saved ones, overridden by those typed. Raises CheckpointError, with both
     values, for a typed option that differs and is not in `may_change`; batch size and accumulation may, as long as
-    their product stays.
+    their product stays. (A batch size of 1 stays: it has no last batch of one picture to merge, so other steps.)
     """
     for name, value in typed.items():
         if name in saved and name not in may_change and saved[name] != value:
@@ -238,10 +292,40 @@ def resume_options(typed, saved, may_change):
     if now != before:
         raise CheckpointError(f"--batch-size times --accumulate is {now} but the run was started with {before}: keep "
                               "the product")
+    before, now = (o["batch_size"] for o in (saved, options))
+    if 1 in (before, now) and now != before:
+        raise CheckpointError(f"--batch-size is {now} but the run was started with {before}: 1 stays 1")
     return options
 
 
+def resume_command(script, folder):
+    """The command that goes on with the run in `folder`, '' if there is no last.pt yet."""
+    last = Path(folder, "last.pt")
+    return f"python {script}.py --resume {shlex.quote(str(last))}" if last.exists() else ""
+
+
+def slower_command(script, folder, lr, thaws):
+    """The command that goes on with the run in `folder`, or starts it again, at half the rate `lr`. thaws: {epoch: what
+    thaws, perhaps at a rate of its own behind @}.
+    """
+    go_on = resume_command(script, folder) or "the same command with"
+    return f"{go_on} --lr {lr / 2:g}" + (", and lower rates behind @" if "@" in "".join(thaws.values()) else "")
+
+
 # ---- random numbers and the machine
+
+
+def restore(saved, optimizer, scaler):
+    """Bring the optimizer's state, the gradient scaler and the random numbers back to where `saved` left them. The
+    optimizer's rates and other settings stay as they are now.
+    """
+    now = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved["optimizer"])  # brings back the momenta, and the old settings too
+    for group, settings in zip(optimizer.param_groups, now, strict=True):
+        group.update(settings)
+    if scaler.is_enabled() and saved["scaler"]:  # both empty unless in fp16
+        scaler.load_state_dict(saved["scaler"])
+    set_rng_state(saved["rng"])
 
 
 def rng_state():

@@ -15,8 +15,12 @@ interruption changes what the network sees. This file needs torch, torchvision a
 """
 
 import hashlib
+import itertools
+import multiprocessing
 import os
 import signal
+import threading
+import time
 import warnings
 from collections import Counter, namedtuple
 from pathlib import Path
@@ -298,7 +302,12 @@ def eval_transform(image_size, interpolation="bilinear", resize_size=None):
     resize = v2.Resize(
         resize_size or round(image_size * 256 / 224), interpolation=InterpolationMode(interpolation), antialias=True
     )
-    return v2.Compose([resize, v2.CenterCrop(image_size)])
+    return v2.Compose([_centre_part, resize, v2.CenterCrop(image_size)])
+
+
+def _centre_part(image):
+    """At most 8 times as long as wide: resized as it is, a picture of 1 x 600000 pixels would fill 100 GB."""
+    return v2.functional.center_crop(image, [min(side, 8 * min(image.shape[-2:])) for side in image.shape[-2:]])
 
 
 BadImage = namedtuple("BadImage", "path reason")
@@ -342,14 +351,15 @@ def mix_seed(*numbers):
 
 
 class SeededBatches(Sampler):
-    """Batches of (epoch, index). The order is a permutation drawn from (seed, epoch): set `.epoch` before each epoch.
+    """Batches of (epoch, index). The order is a permutation drawn from (seed, epoch): set `.epoch` before each epoch,
+    and `.start` to go on in the middle of one: the batches before it are passed over, and no picture of them is read.
 
     A last batch of one picture is merged into the batch before it, since BatchNorm cannot train on a single value.
     """
 
     def __init__(self, length, batch_size, seed=0, shuffle=False):
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
-        self.epoch = 0
+        self.epoch, self.start = 0, 0
 
     def sizes(self):
         """The number of pictures in each batch."""
@@ -360,17 +370,16 @@ class SeededBatches(Sampler):
         return sizes
 
     def __len__(self):
-        return len(self.sizes())
+        return len(self.sizes()) - self.start
 
     def __iter__(self):
         order = range(self.length)
         if self.shuffle:
             generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
             order = torch.randperm(self.length, generator=generator).tolist()
-        start = 0
-        for size in self.sizes():
-            yield [(self.epoch, index) for index in order[start : start + size]]
-            start += size
+        ends = list(itertools.accumulate(self.sizes(), initial=0))
+        for first, end in itertools.pairwise(ends[self.start :]):
+            yield [(self.epoch, index) for index in order[first:end]]
 
 
 def collate(items):
@@ -391,25 +400,44 @@ def make_loader(dataset, order, workers=0, pin_memory=False):
         collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=_leave_ctrl_c_to_the_script,
+        worker_init_fn=_live_and_die_with_the_script,
         generator=torch.Generator(),  # else each epoch draws from the global one, and dropout depends on it
     )
 
 
-def _leave_ctrl_c_to_the_script(worker_id):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _live_and_die_with_the_script(worker_id):
+    """In a worker: leave the signals that a terminal or a job queue sends to all processes at once to the script, which
+    may want to finish its step; and end as soon as the script has ended, by whatever means.
+    """
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # Not passed over for good: multiprocessing itself ends its processes by SIGTERM, and waits for them.
+    signal.signal(signal.SIGTERM, lambda *_: later(time.sleep, 5))
+
+    def later(wait, *args):
+        threading.Thread(target=lambda: (wait(*args), os._exit(1)), daemon=True).start()
+
+    later(multiprocessing.parent_process().join)
 
 
-def batches(loader, skipped=None):
+def batches(loader, skipped=None, at_least=0, say=None):
     """Yield (x, y) from a loader. At the first picture that cannot be read, raise DataError, naming the file; or, given
-    a list `skipped`, append the BadImage there and go on with the rest of its batch.
+    a dict `skipped`, put {file: what is wrong with it} there, `say` a line about it when it is new, and go on with the
+    rest of its batch. Fewer than `at_least` left of one is a DataError, too: the disk may have gone away.
     """
     for x, y, bad in loader:
         if bad and skipped is None:
             raise DataError(f"cannot read {bad[0].path} ({bad[0].reason}): put a good picture in its place, or remove "
-                            "it (a run goes on with the same train and val pictures only)")
-        if bad:
-            skipped.extend(bad)
+                            "it (a run goes on with the same train and val pictures only), or leave such pictures out "
+                            "with --on-bad-image skip")
+        for path, reason in bad:
+            if say and path not in skipped:
+                say(" ".join(f"warning: left out, since it cannot be read: {path} ({reason})".splitlines()))
+            skipped[path] = reason
+        if bad and (0 if x is None else len(x)) < at_least:
+            raise DataError(f"cannot read {bad[0].path} ({bad[0].reason}), nor almost any other of its batch: has the "
+                            "disk gone away? python data.py --check DIR lists what cannot be read")
         if x is not None:
             yield x, y
 
@@ -457,6 +485,15 @@ def mix(x, y, mixer, *numbers):
 # ---- python data.py --check DIR
 
 
+def unreadable_files(paths, workers=0, progress=iter):
+    """{file: what is wrong with it} for the pictures that cannot be decoded. progress: wraps the batches, like tqdm."""
+    pictures = ImageList([(path, 0) for path in paths], v2.Resize((8, 8)))  # decoded whole; what is handed on is small
+    bad = {}
+    for _ in progress(batches(make_loader(pictures, SeededBatches(len(paths), 16), workers), bad)):
+        pass
+    return bad
+
+
 def main(argv=None):
     """Decode every picture below a folder and name those that cannot be read; exit status 1 if there are any."""
     import argparse
@@ -476,12 +513,15 @@ def main(argv=None):
     paths = list_folder(args.check, ignored)
     if not paths:
         parser.error(f"{args.check} holds no pictures ({', '.join(e[1:] for e in EXTENSIONS)})")
-    pictures = ImageList([(path, 0) for path in paths], v2.Resize((8, 8)))  # decoded whole; what is handed on is small
-    loader = make_loader(pictures, SeededBatches(len(paths), 16), max(0, args.workers))
-    bad = []
-    for _ in tqdm(batches(loader, bad), "check", len(loader), leave=False, disable=None):
-        pass
-    for path, reason in bad:
+
+    def progress(found):
+        return tqdm(found, "check", len(SeededBatches(len(paths), 16)), leave=False, disable=None)
+
+    try:
+        bad = unreadable_files(paths, max(0, args.workers), progress)
+    except KeyboardInterrupt:
+        parser.exit(130, "\nstopped\n")
+    for path, reason in bad.items():
         print(" ".join(f"cannot read {path} ({reason})".splitlines()))
     kinds = ", ".join(f"{n} {kind}" for kind, n in ignored.most_common(5))
     print(f"{len(paths)} pictures, {len(bad)} that cannot be read" + (f"; passed over: {kinds}" if kinds else ""))

@@ -236,6 +236,19 @@ def _without_rates(thaws):
     return {epoch: re.sub("@[^,]*", "", names) for epoch, names in thaws.items()}
 
 
+def describe_plan(model, head, spec, thaw_specs, epochs, *rates):
+    """What a run would freeze and thaw, and at which rates: a table, and a line for each thaw. `model` is frozen by it.
+    rates: as for `param_groups`. Raises FreezeError.
+    """
+    freeze(model, spec, head)
+    groups, thaws = param_groups(model, head, *rates), plan_thaws(thaw_specs)
+    check_thaws(thaws, epochs, model, head, groups)
+    lines = [group_table(model, head, groups)]
+    for epoch, names in thaws.items():
+        lines.append(f"epoch {epoch}: {thaw(model, names, head, groups):,} parameters thaw ({names})")
+    return "\n".join(lines)
+
+
 def check_thaws(thaws, epochs, model, head, groups):
     """Raise FreezeError for what would go wrong hours later: a name that matches nothing, a rate that cannot be set, an
     epoch that never comes since the last one is `epochs` - 1.

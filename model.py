@@ -327,8 +327,15 @@ def check_image_size(model, size, batch_size=1):
 # ---- device and precision
 
 
-def pick_device(name="auto"):
-    """The torch.device that `name` stands for; `auto` is cuda, mps or cpu, in that order. Raises ModelError."""
+def pick_device(name="auto", deterministic=False):
+    """The torch.device that `name` stands for; `auto` is cuda, mps or cpu, in that order. Raises ModelError.
+
+    deterministic: let every operation give the same bits on every run, or raise RuntimeError where it cannot; on a CPU
+    that is so anyway. For the whole process; to be called before anything else runs on a GPU.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(deterministic)
     available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(available if name == "auto" else name)

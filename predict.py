@@ -104,13 +104,13 @@ def run_network(args, state, device, paths):
     workers = args.workers if len(paths) > args.batch_size else 0  # starting processes costs more than one batch
     loader = data.make_loader(pictures, order, workers)
 
-    outputs, good, bad = torch.zeros(len(paths), len(output_names(state))), [], []
+    outputs, good, bad = torch.zeros(len(paths), len(output_names(state))), [], {}
     with torch.inference_mode():
         for x, places in tqdm(data.batches(loader, bad), "predict", len(order), leave=False, disable=None):
             with torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
                 outputs[places] = model(data.to_input(x, mean, std)).float().cpu()
             good += places.tolist()
-    for path, reason in bad:
+    for path, reason in bad.items():
         print(" ".join(f"cannot read {path} ({reason}): passed over".splitlines()), file=sys.stderr)
     return outputs, good
 

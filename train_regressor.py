@@ -11,9 +11,9 @@ standard deviation: the loss is in those units, every metric and prediction in y
 --output: best.pt and last.pt, history.csv (one row per epoch), args.json, the predictions.
 """
 
+import functools
 import math
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import ending
 import freeze
 import losses
 import metrics
@@ -36,13 +37,13 @@ from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, build, build_o
 DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 # A resumed run may change these and nothing else: the rest decides what has been learned so far.
 MAY_CHANGE = {"data", "labels", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay", "patience",
-              "unfreeze", "workers", "device", "output", "resume", "list_layers", "log_every", "batch_size",
-              "accumulate"}
+              "unfreeze", "workers", "device", "output", "resume", "list_layers", "log_every", "save_every",
+              "keep_every", "on_bad_image", "batch_size", "accumulate"}
 
 
 def build_parser():
     parser = make_parser(__doc__)
-    positive, share, above = number(int, 1), number(float, 0, 1), number(float, 0)
+    positive, count, share, above = number(int, 1), number(int, 0), number(float, 0, 1), number(float, 0)
 
     add = parser.add_argument_group("data").add_argument
     add("--data", metavar="DIR", help="the folder of --labels")
@@ -53,14 +54,14 @@ def build_parser():
     add("--sample-weight", metavar="COLUMN", help="a column that says how much each picture counts")
     add("--val-split", type=number(float, 0.01, 0.99), default=0.2, metavar="SHARE",
         help="share that is set aside where there is no column split (default %(default)s)")
-    add("--image-size", type=positive, metavar="N",
-        help="pixels (default: the evaluation size of the weights; 224 for a bare local file)")
+    add("--image-size", type=positive, metavar="N", help="pixels (default: what the weights want; 224 for a file)")
     add("--augment", choices=data.AUGMENT, default="none",
         help="none changes no number; light: a slight crop, flip (sizes change by a fifth, left becomes right); "
              "standard: any crop (sizes and counts change); strong: colours too (default %(default)s)")
     add("-b", "--batch-size", type=positive, default=32, metavar="N", help="pictures per batch (default %(default)s)")
-    add("-j", "--workers", type=number(int, 0), default=min(4, os.cpu_count() or 1), metavar="N",
+    add("-j", "--workers", type=count, default=min(4, os.cpu_count() or 1), metavar="N",
         help="processes that decode pictures; does not change the result (default here %(default)s)")
+    add("--on-bad-image", choices=["error", "skip"], default="error", help="stop, or leave it out (default error)")
 
     add = parser.add_argument_group("network").add_argument
     add("--model", default="resnet18", metavar="NAME", help="torchvision's name for the network (default %(default)s)")
@@ -68,8 +69,7 @@ def build_parser():
         help="DEFAULT | a torchvision weights name | none | a local .pt or .pth file (default %(default)s)")
     add("--head", choices=["linear", "mlp"], default="linear", help="mlp: one hidden layer (default %(default)s)")
     add("--hidden", type=number(int, 1, 65536), default=256, metavar="N", help="of the mlp (default %(default)s)")
-    add("--dropout", type=number(float, 0, 0.99), metavar="P",
-        help="beside the head (default: 0.5 in an mlp, otherwise the network's own)")
+    add("--dropout", type=number(float, 0, 0.99), metavar="P", help="beside the head (default: mlp 0.5, else its own)")
 
     add = parser.add_argument_group("freezing").add_argument
     add("--freeze", default="none", metavar="SPEC",
@@ -91,10 +91,9 @@ def build_parser():
 
     add = parser.add_argument_group("optimizer").add_argument
     add("--optimizer", choices=list(DEFAULT_LR), default="adamw", help="(default %(default)s)")
-    add("--lr", type=above, metavar="LR",
-        help=f"learning rate of the head (default: {', '.join(f'{k} {v:g}' for k, v in DEFAULT_LR.items())})")
-    add("--backbone-lr-scale", type=above, metavar="S",
-        help="the backbone's rate is LR * S (default 0.1; 1 with --weights none)")
+    rates = ", ".join(f"{k} {v:g}" for k, v in DEFAULT_LR.items())
+    add("--lr", type=above, metavar="LR", help=f"learning rate of the head (default: {rates})")
+    add("--backbone-lr-scale", type=above, metavar="S", help="the backbone's is LR * S (default 0.1; 1 from scratch)")
     add("--layer-decay", type=share, default=1.0, metavar="D",
         help="the rate of each group of the backbone is D times that of the one behind it (default %(default)s)")
     add("--momentum", type=share, metavar="M", help="sgd (default 0.9) and rmsprop (default 0)")
@@ -103,8 +102,7 @@ def build_parser():
     add("--schedule", choices=["cosine", "step", "constant", "plateau"], default="cosine", help="(default %(default)s)")
     add("--warmup-epochs", type=above, default=0.5, metavar="N", help="linear (default %(default)s)")
     add("--step-epochs", type=positive, default=3, metavar="N", help="step: epochs between cuts (default %(default)s)")
-    add("--plateau-epochs", type=positive, default=2, metavar="N",
-        help="plateau: epochs without a better --monitor before a cut (default %(default)s)")
+    add("--plateau-epochs", type=positive, default=2, metavar="N", help="plateau: epochs without gain before a cut (2)")
     add("--gamma", type=share, default=0.1, metavar="G", help="step, plateau: factor of a cut (default %(default)s)")
     add("--accumulate", type=positive, default=1, metavar="N", help="batches per optimizer step (default %(default)s)")
     add("--clip-grad", type=above, default=0.0, metavar="NORM", help="longest gradient (default: any)")
@@ -113,19 +111,19 @@ def build_parser():
     add("--epochs", type=positive, default=15, metavar="N", help="(default %(default)s)")
     add("--monitor", choices=["val_loss", "val_r2"], default="val_loss",
         help="what chooses best.pt and stops early; val_r2 is the mean over targets (default %(default)s)")
-    add("--patience", type=number(int, 0), default=0, metavar="N",
-        help="stop after N epochs without a better --monitor (default 0: never)")
+    add("--patience", type=count, default=0, metavar="N", help="stop after N epochs without a better one (0: never)")
     add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision (default %(default)s)")
     add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name such as cuda:0")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="(default %(default)s)")
+    add("--deterministic", action="store_true", help="the same bits on a GPU, too; slower (a CPU needs no asking)")
 
     add = parser.add_argument_group("saving").add_argument
     add("--output", metavar="DIR", help="the run folder (default runs/train_regressor/<time>)")
     add("--resume", nargs="?", const="", metavar="FILE",
-        help="go on from FILE; without FILE from --output's last.pt if there is one, else start afresh; options not "
-             "typed come from the checkpoint")
-    add("--log-every", type=positive, default=10, metavar="N",
-        help="optimizer steps between looks at the loss (default %(default)s)")
+        help="go on from FILE, or from --output's last.pt if there is one; options not typed come from the checkpoint")
+    add("--save-every", type=count, default=0, metavar="N", help="steps (default 0: at the end of each epoch only)")
+    add("--keep-every", type=count, default=0, metavar="N", help="keep every Nth epoch's checkpoint (default 0: none)")
+    add("--log-every", type=positive, default=10, metavar="N", help="steps between looks at the loss (default 10)")
     return parser
 
 
@@ -162,9 +160,9 @@ def read_arguments(argv):
     return args, saved
 
 
-def train(args, saved):
+def train(args, saved, stop):
     # ---- 2 device and processes --------------------------------------------------------------------------------------
-    device = pick_device(args.device)
+    device = pick_device(args.device, args.deterministic)
     gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
     torch.manual_seed(args.seed)  # for the new head's weights and for dropout
 
@@ -222,9 +220,10 @@ def train(args, saved):
     freeze.freeze(model, args.freeze, heads)  # requires_grad = False; train_mode() in section 10 does the other half
     groups = freeze.param_groups(model, heads, args.lr, args.weight_decay, args.backbone_lr_scale, args.layer_decay)
     start_epoch, past = (saved["epoch"], saved["options"]["unfreeze"]) if saved else (0, [])
-    thaws = freeze.plan_thaws(args.unfreeze, past, start_epoch)
-    freeze.check_thaws(thaws, max(args.epochs, start_epoch), model, heads, groups)  # now, not hours later
-    for epoch in [e for e in thaws if e < start_epoch]:
+    next_thaw = start_epoch + 1 if saved and saved["sums"] else start_epoch  # stopped within an epoch: its thaw is past
+    thaws = freeze.plan_thaws(args.unfreeze, past, next_thaw)
+    freeze.check_thaws(thaws, max(args.epochs, next_thaw), model, heads, groups)  # now, not hours later
+    for epoch in [e for e in thaws if e < next_thaw]:
         freeze.thaw(model, thaws[epoch], heads, groups)
     if args.batch_size == 1 or len(heads) > 1:  # can BatchNorm train on single pictures, auxiliary heads on small ones?
         check_image_size(freeze.train_mode(model), preprocessing["image_size"], args.batch_size)
@@ -268,31 +267,21 @@ def train(args, saved):
 
     # ---- 8 resume ----------------------------------------------------------------------------------------------------
     best, best_epoch, epochs_without_gain, history = None, None, 0, []
+    step, sums = 0, {}  # optimizer steps so far; what the running epoch has summed up
     output = Path(args.output)
     options = vars(args) | {"data": os.path.abspath(args.data), "unfreeze": [f"{e}:{n}" for e, n in thaws.items()]}
+    way_out = functools.partial(checkpoint.slower_command, "train_regressor", output, args.lr, thaws)
+    checkpoint.start_folder(output, options)
     if saved:
-        settings = [{k: g[k] for k in ("peak_lr", "weight_decay")} for g in optimizer.param_groups]
-        optimizer.load_state_dict(saved["optimizer"])  # brings back the momenta, and the old rates and decay too
-        for group, now in zip(optimizer.param_groups, settings, strict=True):
-            group.update(now)
-        if scaler.is_enabled() and saved["scaler"]:  # both empty unless in fp16
-            scaler.load_state_dict(saved["scaler"])
-        checkpoint.set_rng_state(saved["rng"])
-        best, best_epoch, epochs_without_gain = saved["best"], saved["best_epoch"], saved["epochs_without_gain"]
-        history, plateau_scale = saved["history"], saved["plateau_scale"]
-        print("\n".join([f"resumed from {args.resume} at epoch {start_epoch}", *checkpoint.machine_changes(saved)]))
-    checkpoint.start_folder(output)
-    if history:
-        for line in checkpoint.set_aside_later_epochs(saved, output):
-            print(line)
-        if not checkpoint.take_best_along(args.resume, saved, output):
-            best, best_epoch, epochs_without_gain = history[-1][args.monitor], start_epoch - 1, 0
-            print(f"best.pt of the epochs before {start_epoch} is not there any more: {args.resume} is best.pt for now")
-        checkpoint.write_csv(history, output / "history.csv")
+        checkpoint.restore(saved, optimizer, scaler)  # and the random numbers
+        notes = [*checkpoint.machine_changes(saved), *checkpoint.go_on_in(output, saved, args.resume)]
+        best, best_epoch, epochs_without_gain = (saved[k] for k in ("best", "best_epoch", "epochs_without_gain"))
+        history, plateau_scale, step, sums = (saved[k] for k in ("history", "plateau_scale", "step", "sums"))
+        print("\n".join([f"resumed from {args.resume} at epoch {start_epoch}, step {step}", *notes]))
 
-    def state_to_save(next_epoch):
-        """All that resuming and predict.py need, in tensors and plain values: read with weights_only=True."""
-        return {
+    def save(next_epoch, sums=None, **how):
+        """Save all that resuming and predict.py need, in tensors and plain values: read with weights_only=True."""
+        state = {
             "script": "train_regressor", "options": options, "machine": checkpoint.machine(),
             "model": model.state_dict(), "build": {"name": args.model, "options": options_to_build},
             "head": head, "hidden": args.hidden if args.head == "mlp" else 0,
@@ -300,9 +289,10 @@ def train(args, saved):
             "scale": scale, "baseline": baseline, "data": fingerprint,
             "optimizer": optimizer.state_dict(), "plateau_scale": plateau_scale, "scaler": scaler.state_dict(),
             "precision": precision, "device": device.type, "rng": checkpoint.rng_state(), "epoch": next_epoch,
-            "step": next_epoch * steps_per_epoch, "best": best, "best_epoch": best_epoch,
+            "step": step, "sums": sums or {}, "best": best, "best_epoch": best_epoch,
             "epochs_without_gain": epochs_without_gain, "history": history,
         }
+        checkpoint.save(state, output, way_out=way_out(), **how)
 
     # ---- 9 several GPUs ----------------------------------------------------------------------------------------------
     # `network` runs; `model` is frozen, thawed and saved: the same parameters under their plain names.
@@ -329,40 +319,65 @@ def train(args, saved):
         return [o.float().view(shape) for o in found]  # in float32, out of autocast's reach
 
     @torch.inference_mode()
-    def evaluate(loader, dtype):
-        """The outputs of a whole split in the order of its rows, standardized, in evaluation mode."""
+    def evaluate(batches, dtype):
+        """The outputs of a split, standardized, in evaluation mode, and the numbers of their rows in the table."""
         network.eval()
-        return torch.cat([outputs_of(x, dtype)[0] for x, _ in data.batches(loader)])
+        outputs, rows = zip(*((outputs_of(x, dtype)[0], rows) for x, rows in batches), strict=True)
+        return torch.cat(outputs), torch.cat(rows)
 
     val_loader = loader_of("val")
+    skipped = {} if args.on_bad_image == "skip" else None  # {file: what is wrong with it}
+
+    def save_here():
+        """Between two steps of the running epoch: a resumed run goes on with its next batch, or with its validation."""
+        if sums["images"]:
+            losses.check_finite(float(sums["loss"]) / sums["images"], f"training loss of epoch {epoch}", way_out())
+        sums["seconds"] = time.perf_counter() - started
+        save(epoch, {k: float(v) for k, v in sums.items()} if sums["images"] else None)
+
+    def batches_of(loader, per_step=1, saving=True):
+        """Batches of the running epoch; a stop signal or an unreadable picture ends the run here, with its state saved
+        if that is between two optimizer steps.
+        """
+        count = 0
+        try:
+            for count, batch in enumerate(data.batches(loader, skipped, at_least=2, say=tqdm.write), start=1):
+                yield batch
+                if count % per_step == 0:
+                    ending.leave_if_asked(stop)
+        except (data.DataError, ending.Stopped):
+            if saving and count % per_step == 0:
+                save_here()
+            raise
+
     print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
           f"{freeze.group_table(model, heads, optimizer.param_groups)}\n")
 
     if start_epoch >= args.epochs:
         print(f"all {start_epoch} epochs are done; to train longer, give more --epochs")
+    ending.wait_for_steps(stop, functools.partial(checkpoint.resume_command, "train_regressor", output))
     for epoch in range(start_epoch, args.epochs):
         if args.patience and epochs_without_gain >= args.patience:
             print(f"stopped early: no better {args.monitor} for {epochs_without_gain} epochs")
             break
-        if epoch in thaws:
+        if epoch in thaws and not sums:
             if not (way_back := output / f"before_unfreeze_{epoch}.pt").exists():  # stays as it is when used
-                checkpoint.save(state_to_save(epoch), output, name=way_back.name)
+                save(epoch, name=way_back.name)
             count = freeze.thaw(model, thaws[epoch], heads, optimizer.param_groups)
             print(f"thaw: {thaws[epoch]}, {count:,} parameters")
 
         freeze.train_mode(network)  # model.train(), and eval() on every frozen part: no running statistics move there
-        order.epoch, step = epoch, epoch * steps_per_epoch
-        way_out = f"python train_regressor.py --resume {output}/last.pt" if epoch else "the same command with"
-        way_out += f" --lr {args.lr / 2:g}" + (", and lower rates behind @" if "@" in "".join(thaws.values()) else "")
-        seen = 0
-        loss_sum, norm_sum = (torch.zeros((), device=device) for _ in range(2))
-        started = time.perf_counter()
-        bar = tqdm(data.batches(train_loader), f"epoch {epoch}", len(batch_sizes), leave=False, disable=None)
-        for i, (x, rows) in enumerate(bar):
+        order.epoch = epoch
+        order.start = min((step - epoch * steps_per_epoch) * args.accumulate, len(batch_sizes))  # 0 unless resumed
+        sums = sums or dict.fromkeys(["images", "loss", "norm", "skipped_steps", "seconds"], 0.0)
+        started = time.perf_counter() - sums["seconds"]
+        bar = tqdm(batches_of(train_loader, args.accumulate), f"epoch {epoch}", len(batch_sizes), leave=False,
+                   disable=None, initial=order.start)
+        for i, (x, rows) in enumerate(bar, order.start):
             y, weight = (of_split["train"][rows].to(device, non_blocking=True) for of_split in (wanted, weights))
             main, *auxiliary = outputs_of(x, amp_dtype)
             loss = criterion(main, y, weight)
-            loss_sum += loss.detach() * len(y)  # stays on the device: .item() here would wait for it at every step
+            sums["loss"] += loss.detach() * len(y)  # stays on the device: .item() would wait for it at every step
             for more in auxiliary:  # not in train_loss, which is to be compared with val_loss
                 loss = loss + AUXILIARY_WEIGHT[args.model] * criterion(more, y, weight)
 
@@ -370,7 +385,7 @@ def train(args, saved):
             first = i - i % args.accumulate
             share = len(y) / sum(batch_sizes[first : first + args.accumulate])
             scaler.scale(loss * share).backward()
-            seen += len(y)
+            sums["images"] += len(y)
             if (i + 1) % args.accumulate and i + 1 < len(batch_sizes):
                 continue  # not yet the last batch of this optimizer step
 
@@ -386,24 +401,30 @@ def train(args, saved):
             scaler.step(optimizer)  # passes over this step if fp16 has overflowed
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            norm_sum += norm.nan_to_num(0, 0, 0)  # infinite where fp16 has overflowed
+            sums["norm"] += norm.nan_to_num(0, 0, 0)  # not finite where fp16 has overflowed
+            sums["skipped_steps"] += scaler.is_enabled() * ~norm.isfinite()
             step += 1
             if step % args.log_every == 0 or i + 1 == len(batch_sizes):
-                train_loss = loss_sum.item() / seen
-                bar.set_postfix_str(f"loss {train_loss:.4f}, {seen / (time.perf_counter() - started):.0f} images/s")
-                losses.check_finite(train_loss, f"training loss of epoch {epoch}", way_out)
-        train_seconds = time.perf_counter() - started
+                train_loss = sums["loss"].item() / sums["images"]
+                speed = sums["images"] / (time.perf_counter() - started)
+                bar.set_postfix_str(f"loss {train_loss:.4f}, {speed:.0f} images/s")
+                losses.check_finite(train_loss, f"training loss of epoch {epoch}", way_out())
+            if args.save_every and step % args.save_every == 0:
+                save_here()
+        train_loss, train_seconds = float(sums["loss"]) / sums["images"], time.perf_counter() - started
 
-        found = evaluate(val_loader, amp_dtype)
-        scores = {"val_loss": criterion(found, *(of["val"].to(device) for of in (wanted, weights))).item()}
-        losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", way_out)
+        found, rows = evaluate(batches_of(val_loader), amp_dtype)
+        scores = {"val_loss": criterion(found, *(of["val"][rows].to(device) for of in (wanted, weights))).item()}
+        losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", way_out())
         predictions, quantiles = tables.to_own_units(found, scale, args.quantiles)
-        columns = metrics.score_columns(targets, predictions, table.values["val"], quantiles)
+        columns = metrics.score_columns(targets, predictions, table.values["val"][rows], quantiles)
         scores |= {f"val_{name}": value for name, value in columns.items()}
-        seconds = time.perf_counter() - started
+        seconds, skipped_steps = time.perf_counter() - started, int(sums["skipped_steps"])
+        unreadable = sum(len(table.splits[split]) for split in ("train", "val")) - len(rows) - int(sums["images"])
         history.append({"epoch": epoch, "train_loss": train_loss, **scores, "lr": args.lr * factor_at(step - 1),
-                        "grad_norm": norm_sum.item() / steps_per_epoch, "seconds": seconds,
-                        "images_per_second": seen / train_seconds})
+                        "grad_norm": float(sums["norm"]) / max(1, steps_per_epoch - skipped_steps),
+                        "loss_scale": scaler.get_scale(), "skipped_steps": skipped_steps, "unreadable": unreadable,
+                        "seconds": seconds, "images_per_second": sums["images"] / train_seconds})
 
         now = scores[args.monitor]
         is_best = best is None or (now < best if args.monitor == "val_loss" else now > best)
@@ -413,23 +434,26 @@ def train(args, saved):
             epochs_without_gain += 1
             if args.schedule == "plateau" and epochs_without_gain % args.plateau_epochs == 0:
                 plateau_scale *= args.gamma
-        checkpoint.save(state_to_save(epoch + 1), output, best=is_best)
+        kept = f"epoch_{epoch}.pt" if args.keep_every and (epoch + 1) % args.keep_every == 0 else None
+        sums = {}
+        save(epoch + 1, best=is_best, keep=kept)
         checkpoint.write_csv(history, output / "history.csv")
-        checkpoint.write_json(options, output / "args.json")
         shown = dict.fromkeys(["train_loss", "val_loss", *(k for k in scores if k.startswith(("val_mae", "val_r2")))])
         print(f"epoch {epoch:3d}  " + "  ".join(f"{k} {history[-1][k]:.5g}" for k in shown)
               + f"  lr {history[-1]['lr']:.1e}  {seconds:.1f} s{'  best' if is_best else ''}", flush=True)
+        if scaler.get_scale() < 1:
+            print("warning: fp16's loss scale has collapsed, steps are passed over: start again with --amp bf16 or off")
+        ending.leave_if_asked(stop)
 
     # ---- the end: best.pt, once, on the test split, which has chosen nothing -----------------------------------------
     best_state = checkpoint.load(output / "best.pt", script="train_regressor")
     model.load_state_dict(best_state["model"])
     split = "test" if "test" in table.splits else "val"
-    found = evaluate(loader_of(split), None)  # in float32, as predict.py does
+    found, rows = evaluate(batches_of(loader_of(split), saving=False), None)  # in float32, as predict.py does
     predictions, quantiles = tables.to_own_units(found, scale, args.quantiles)
-    truth = table.values[split]
-    paths = [path for path, _ in table.splits[split]]
-    rows = tables.prediction_rows(paths, targets, predictions, quantiles, args.quantiles, truth)
-    checkpoint.write_csv(rows, output / f"{split}_predictions.csv")
+    truth, paths = table.values[split][rows], [table.splits[split][row][0] for row in rows.tolist()]
+    listed = tables.prediction_rows(paths, targets, predictions, quantiles, args.quantiles, truth)
+    checkpoint.write_csv(listed, output / f"{split}_predictions.csv")
     ways = {"this model": predictions} | {k: torch.tensor(v, dtype=torch.float64) for k, v in baseline.items()}
     print(f"\nbest.pt: epoch {best_state['epoch'] - 1}, {args.monitor} {best_state['history'][-1][args.monitor]:.4f}\n"
           f"on the {len(truth)} pictures of {split}"
@@ -445,34 +469,18 @@ def list_layers(args):
     size = args.image_size or load_pretrained("none", args.model)["image_size"]
     model = build(args.model, **options, **build_options(args.model, size, auxiliary=auxiliary))
     heads = (freeze.find_head(model), *auxiliary_heads(model))
-    freeze.freeze(model, args.freeze, heads)
-    groups = freeze.param_groups(model, heads, args.lr, args.weight_decay, args.backbone_lr_scale, args.layer_decay)
-    thaws = freeze.plan_thaws(args.unfreeze)
-    freeze.check_thaws(thaws, args.epochs, model, heads, groups)
-    print(freeze.group_table(model, heads, groups))
-    for epoch, spec in thaws.items():
-        print(f"epoch {epoch}: {freeze.thaw(model, spec, heads, groups):,} parameters thaw ({spec})")
+    rates = args.lr, args.weight_decay, args.backbone_lr_scale, args.layer_decay
+    print(freeze.describe_plan(model, heads, args.freeze, args.unfreeze, args.epochs, *rates))
 
 
 def main(argv=None):
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names may hold what a terminal cannot show
-    args = None
-    try:
+    with ending.tidy(checkpoint.CheckpointError, data.DataError, freeze.FreezeError, losses.LossError, ModelError,
+                     tables.TableError) as stop:
         args, saved = read_arguments(argv)
         if args.list_layers:
             list_layers(args)
         else:
-            train(args, saved)
-    except (checkpoint.CheckpointError, data.DataError, freeze.FreezeError, losses.LossError, ModelError,
-            tables.TableError) as error:
-        tqdm.write("error: " + " ".join(str(error).splitlines()), file=sys.stderr)  # clears the bar first
-        sys.exit(2)
-    except KeyboardInterrupt:
-        last = Path(args.output, "last.pt") if args else None
-        again = f"; go on with: python train_regressor.py --resume {last}" if last and last.exists() else ""
-        print(f"\nstopped{again}", file=sys.stderr)
-        sys.exit(130)
+            train(args, saved, stop)
 
 
 if __name__ == "__main__":

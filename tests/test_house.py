@@ -21,7 +21,7 @@ from conftest import ROOT, draw
 
 SCRIPTS = ["train_classifier.py", "train_regressor.py"]
 TORCH_ONLY = ["freeze.py", "losses.py", "metrics.py", "checkpoint.py"]
-HELPERS = [*TORCH_ONLY, "arguments.py", "tables.py", "model.py", "data.py"]
+HELPERS = [*TORCH_ONLY, "arguments.py", "ending.py", "tables.py", "model.py", "data.py"]
 README = (ROOT / "README.md").read_text()
 
 

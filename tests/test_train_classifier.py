@@ -212,7 +212,8 @@ def test_what_best_holds_loads_into_plain_torchvision(train):
     assert json.loads((run / "args.json").read_text())["model"] == MODEL
     row = history(run)[0]
     assert list(row) == ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_balanced_accuracy",
-                         "val_macro_f1", "lr", "grad_norm", "seconds", "images_per_second"]
+                         "val_macro_f1", "lr", "grad_norm", "loss_scale", "skipped_steps", "unreadable", "seconds",
+                         "images_per_second"]
     assert 0 <= float(row["val_accuracy"]) <= 1
 
 

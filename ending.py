@@ -1,0 +1,190 @@
+"""How a run ends: in one line and an exit status, whatever ends it: a mistake, a stop signal, a terminal that closes.
+
+    with tidy(ValueError) as stop:              # these errors end in one line, a stop signal at once
+        ...
+        wait_for_steps(stop)                    # from here on a stop signal is only written down
+        for batch in loader:
+            ...                                 # one optimizer step
+            leave_if_asked(stop)                # raises Stopped, where a state can be saved from which to go on
+
+This file needs the standard library alone and can be copied into any project.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asks the run to stop; `.args[0]` is its number. Like Ctrl-C's own exception, `except Exception` does not
+    swallow it.
+    """
+
+
+# Ctrl-C; kill, Slurm and containers; a terminal that closes (there is no such signal on Windows).
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """Catch the stop signals within the block and yield `stop`. A signal raises Stopped at once; after
+    `wait_for_steps(stop)` the first one is noted for `leave_if_asked`, and a second Ctrl-C ends the process there and
+    then. Other second signals change nothing: a closing terminal sends SIGHUP twice, torchrun SIGTERM after a Ctrl-C.
+    A signal that was ignored before, as under nohup, stays so. Processes started within the block end with it.
+    """
+    stop = SimpleNamespace(signal=None, since=0.0, waiting=False, go_on=str)
+    others = multiprocessing.active_children()
+
+    def ask(number, frame):
+        if not stop.waiting:
+            raise Stopped(number)
+        if stop.signal is None:
+            stop.signal, stop.since = number, time.monotonic()
+            if hasattr(signal, "SIGCHLD"):  # that a DataLoader's worker ends is no error from now on
+                before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
+            with contextlib.suppress(OSError):  # os.write: print may not be called from within print
+                os.write(2, b"\nstopping after this step; Ctrl-C again leaves at once, with what was saved before\n")
+        elif number == signal.SIGINT and time.monotonic() - stop.since > 0.5:  # wrappers pass one Ctrl-C on twice
+            _end_processes(others)
+            os._exit(128 + number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # Python handles signals nowhere else
+        before = {s: signal.getsignal(s) for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN}
+        for number in before:
+            signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        _end_processes(others)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def wait_for_steps(stop, go_on=str):
+    """From now on a stop signal waits for `leave_if_asked`. go_on: gives the command that goes on with the run."""
+    stop.waiting, stop.go_on = True, go_on
+
+
+def leave_if_asked(stop):
+    """Raise Stopped if a signal has come since `wait_for_steps`."""
+    if stop.signal is not None:
+        raise Stopped(stop.signal)
+
+
+def _end_processes(others):
+    """Kill the processes that multiprocessing has started, but for `others`. (A DataLoader waits for its workers.)"""
+    ours = [process for process in multiprocessing.active_children() if process not in others]
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not (ours and main_thread and hasattr(signal, "SIGCHLD")):
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's own takes a killed worker for an error
+    for process in ours:
+        process.kill()
+    for process in ours:
+        process.join(1)
+    signal.signal(signal.SIGCHLD, handler)
+
+
+# ---- a terminal or pipe that closes
+
+
+class _Forgiving:
+    """A text stream whose text is dropped from the first time on that it cannot be written."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._drop()
+            return len(text)
+
+    def flush(self):
+        try:
+            self._stream.flush()
+        except OSError:
+            self._drop()
+
+    def _drop(self):
+        """Lead the file descriptor to nowhere, so that what is still in the buffer can be written at exit."""
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+@contextlib.contextmanager
+def forgiving_output():
+    """Within the block, print and progress bars go on in silence when the terminal, pipe or full disk behind stdout or
+    stderr takes no more: hours of training are not lost for a line of text. Characters that it cannot show are escaped.
+    """
+    streams = sys.stdout, sys.stderr
+    for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+        if stream is not None:  # closed from the start: print passes over it by itself
+            setattr(sys, name, _Forgiving(stream))
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        sys.stdout, sys.stderr = streams
+
+
+# ---- the last line
+
+
+@contextlib.contextmanager
+def tidy(*errors):
+    """End the script in one line on stderr and the exit status of `last_words` when one of `errors`, a stop signal or a
+    lack of memory ends the block. With `forgiving_output`; yields the `stop` of `stop_signals`.
+    """
+    with forgiving_output(), stop_signals() as stop:
+        try:
+            yield stop
+        except (*errors, RuntimeError, MemoryError, KeyboardInterrupt) as error:
+            words, status = last_words(error, stop.go_on())
+            bar = "\r\x1b[K" if sys.stderr is not None and sys.stderr.isatty() else ""  # clears a progress bar
+            print(f"{bar}{words}", file=sys.stderr)
+            sys.exit(status)
+
+
+def last_words(error, command=""):
+    """The last line of a run that `error` ends, and its exit status: 128 + the signal's number for Stopped, else 2.
+
+    command: what goes on with the run, if anything does; it is named unless the error itself names one. A RuntimeError
+    is put into words if memory has run out, a worker process has died, or a network cannot be computed
+    deterministically; any other is raised again.
+    """
+    text, status = " ".join(str(error).splitlines()), 2
+    if isinstance(error, KeyboardInterrupt):
+        number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
+        text, status = f"stopped by {number.name}", 128 + number
+    elif isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "DefaultCPUAllocator" in text)
+    ):
+        text = (f"error: {text.partition('. ')[0] or 'out of memory'}: take a smaller --batch-size and a larger "
+                "--accumulate, so that their product stays, or --amp bf16, or fewer --workers")
+    elif isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        text = (f"error: {text.partition('. ')[0].rstrip('. ')}: perhaps memory has run out; take fewer --workers, or "
+                "0 (in a container, more shared memory: --shm-size)")
+    elif isinstance(error, RuntimeError) and "deterministic" in text:
+        text = f"error: {text.partition(' does not have')[0]} has no deterministic form here: leave out --deterministic"
+    elif isinstance(error, RuntimeError):
+        raise error
+    else:
+        text = f"error: {text}"
+    return text + (f"; go on with: {command}" if command and "--resume" not in text else ""), status
