@@ -5,6 +5,7 @@
     args, typed = parser.parse_args(argv), typed_options(parser, argv)
     refuse_idle(parser, typed, {"momentum": (args.optimizer == "sgd", "--optimizer sgd")})
 
+and the options that mean the same in every training script: what is frozen, the optimizer, what is saved.
 This file needs the standard library alone and can be copied into any project.
 """
 
@@ -36,6 +37,9 @@ def number(kind, low, high=ANY):
 
     parse.__name__ = kind.__name__  # argparse names it when the text is no number at all
     return parse
+
+
+positive, count, share, above = number(int, 1), number(int, 0), number(float, 0, 1), number(float, 0)
 
 
 def numbers(low, high):
@@ -75,3 +79,67 @@ def refuse_idle(parser, typed, rules):
     for option, (applies, needs) in rules.items():
         if option in typed and not applies:
             parser.error(f"--{option.replace('_', '-')} only has a meaning with {needs}")
+
+
+# ---- options that mean the same in every training script
+
+DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
+
+
+def add_freezing_options(parser):
+    add = parser.add_argument_group("freezing").add_argument
+    add("--freeze", default="none", metavar="SPEC",
+        help="none | backbone | conv | bn | to:LAYER | names or patterns, comma-separated, such as conv1,layer1 or "
+             "'*.bn1'; the new head always trains (default %(default)s)")
+    add("--unfreeze", action="append", default=[], metavar="EPOCH:NAMES",
+        help="what thaws at the start of that epoch, the first being 0: 3:layer4, 5:all; with a peak rate of its own: "
+             "3:layer4@1e-4; repeatable")
+    add("--list-layers", action="store_true", help="print the layers, what is frozen, the rates; do not train")
+
+
+def add_optimizer_options(parser):
+    add = parser.add_argument_group("optimizer").add_argument
+    add("--optimizer", choices=list(DEFAULT_LR), default="adamw", help="(default %(default)s)")
+    rates = ", ".join(f"{k} {v:g}" for k, v in DEFAULT_LR.items())
+    add("--lr", type=above, metavar="LR", help=f"learning rate of the head (default: {rates})")
+    add("--backbone-lr-scale", type=above, metavar="S",
+        help="the backbone's rate is LR * S (default 0.1; 1 with --weights none)")
+    add("--layer-decay", type=share, default=1.0, metavar="D",
+        help="the rate of each group of the backbone is D times that of the one behind it (default %(default)s)")
+    add("--momentum", type=share, metavar="M", help="sgd (default 0.9) and rmsprop (default 0)")
+    add("--wd", "--weight-decay", dest="weight_decay", type=above, metavar="D",
+        help="on weights, not on biases and norm layers; decoupled in adamw (default 0.01), L2 in others (0.0001)")
+    add("--schedule", choices=["cosine", "step", "constant", "plateau"], default="cosine", help="(default %(default)s)")
+    add("--warmup-epochs", type=above, default=0.5, metavar="N", help="linear (default %(default)s)")
+    add("--step-epochs", type=positive, default=3, metavar="N", help="step: epochs between cuts (default %(default)s)")
+    add("--plateau-epochs", type=positive, default=2, metavar="N",
+        help="plateau: epochs without a better --monitor before a cut (default %(default)s)")
+    add("--gamma", type=share, default=0.1, metavar="G", help="step, plateau: factor of a cut (default %(default)s)")
+    add("--accumulate", type=positive, default=1, metavar="N", help="batches per optimizer step (default %(default)s)")
+    add("--clip-grad", type=above, default=0.0, metavar="NORM", help="longest gradient (default: any)")
+
+
+def add_saving_options(parser, script):
+    add = parser.add_argument_group("saving").add_argument
+    add("--output", metavar="DIR", help=f"the run folder (default runs/{script}/<time>)")
+    add("--resume", nargs="?", const="", metavar="FILE",
+        help="go on from FILE; without FILE from --output's last.pt if there is one, else start afresh; options not "
+             "typed come from the checkpoint")
+    add("--save-every", type=count, default=0, metavar="N",
+        help="save last.pt every N optimizer steps, too (default %(default)s: at the end of each epoch only)")
+    add("--keep-every", type=count, default=0, metavar="N",
+        help="keep the checkpoint of every Nth epoch as epoch_<epoch>.pt (default %(default)s: none)")
+    add("--log-every", type=positive, default=10, metavar="N",
+        help="optimizer steps between looks at the loss (default %(default)s)")
+
+
+def fill_defaults(args):
+    """Set those options of the optimizer that were not typed and whose default depends on another option."""
+    for option, default in (
+        ("lr", DEFAULT_LR[args.optimizer]),
+        ("weight_decay", 1e-2 if args.optimizer == "adamw" else 1e-4),
+        ("momentum", 0.9 if args.optimizer == "sgd" else 0.0),
+        ("backbone_lr_scale", 1.0 if args.weights.lower() == "none" else 0.1),
+    ):
+        if getattr(args, option) is None:
+            setattr(args, option, default)

@@ -189,7 +189,7 @@ def refuse_other_files(path, columns=None):
 
 
 def write_csv(rows, path):
-    """Write a list of dicts with the same keys as a CSV file, replacing an earlier one in one step; none for no rows."""
+    """Write a list of dicts with the same keys as a CSV file, replacing an earlier one in one step. (No rows: none.)"""
     refuse_other_files(path, list(rows[0]) if rows else None)
     if not rows:
         _remove(path)

@@ -132,7 +132,8 @@ def forgiving_output():
     streams = sys.stdout, sys.stderr
     for name, stream in zip(("stdout", "stderr"), streams, strict=True):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # closed already
+                stream.reconfigure(errors="backslashreplace")
         if stream is not None:  # closed from the start: print passes over it by itself
             setattr(sys, name, _Forgiving(stream))
     try:

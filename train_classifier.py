@@ -26,13 +26,13 @@ import ending
 import freeze
 import losses
 import metrics
-from arguments import make_parser, number, refuse_idle, typed_options
+from arguments import (above, add_freezing_options, add_optimizer_options, add_saving_options, count, fill_defaults,
+                       make_parser, number, positive, refuse_idle, share, typed_options)
 from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, build, build_options, check_image_size,
                    load_pretrained, load_weights, mlp_head, pick_device, pick_precision, preprocessing_for, set_dropout)
 
 # ---- 1 arguments -----------------------------------------------------------------------------------------------------
 
-DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 # A resumed run may change these and nothing else: the rest decides what has been learned so far.
 MAY_CHANGE = {"data", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay", "patience", "unfreeze",
               "workers", "device", "output", "resume", "list_layers", "log_every", "save_every", "keep_every",
@@ -41,22 +41,23 @@ MAY_CHANGE = {"data", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weigh
 
 def build_parser():
     parser = make_parser(__doc__)
-    positive, count, share, above = number(int, 1), number(int, 0), number(float, 0, 1), number(float, 0)
-
     add = parser.add_argument_group("data").add_argument
     add("--data", metavar="DIR", help="train/ and val/ (and test/), or one folder of class folders to be split")
     add("--val-split", type=number(float, 0.01, 0.99), default=0.2, metavar="SHARE",
         help="share of each class that is set aside where there is no val/ (default %(default)s)")
-    add("--image-size", type=positive, metavar="N", help="pixels (default: what the weights want; 224 for a file)")
+    add("--image-size", type=positive, metavar="N",
+        help="pixels (default: the evaluation size of the weights; 224 for a bare local file)")
     add("--augment", choices=data.AUGMENT, default="standard",
-        help="light: slight crop, flip; standard: any crop, flip; strong: and colours, holes (default %(default)s)")
+        help="light: a slight crop, flip; standard: any crop, flip; strong: and colours, distortions, holes (default "
+             "%(default)s)")
     add("--mixup", type=above, default=0.0, metavar="A", help="blend pairs of pictures by Beta(A, A); try 0.2")
     add("--cutmix", type=above, default=0.0, metavar="A",
         help="paste a part of one picture into another; try 1; beside --mixup, either at random")
     add("-b", "--batch-size", type=positive, default=32, metavar="N", help="pictures per batch (default %(default)s)")
     add("-j", "--workers", type=count, default=min(4, os.cpu_count() or 1), metavar="N",
         help="processes that decode pictures; does not change the result (default here %(default)s)")
-    add("--on-bad-image", choices=["error", "skip"], default="error", help="stop, or leave it out (default error)")
+    add("--on-bad-image", choices=["error", "skip"], default="error",
+        help="stop at a picture that cannot be read, or leave it out (default %(default)s)")
 
     add = parser.add_argument_group("network").add_argument
     add("--model", default="resnet18", metavar="NAME", help="torchvision's name for the network (default %(default)s)")
@@ -64,16 +65,10 @@ def build_parser():
         help="DEFAULT | a torchvision weights name | none | a local .pt or .pth file (default %(default)s)")
     add("--head", choices=["linear", "mlp"], default="linear", help="mlp: one hidden layer (default %(default)s)")
     add("--hidden", type=number(int, 1, 65536), default=256, metavar="N", help="of the mlp (default %(default)s)")
-    add("--dropout", type=number(float, 0, 0.99), metavar="P", help="beside the head (default: mlp 0.5, else its own)")
+    add("--dropout", type=number(float, 0, 0.99), metavar="P",
+        help="beside the head (default: 0.5 in an mlp, otherwise the network's own)")
 
-    add = parser.add_argument_group("freezing").add_argument
-    add("--freeze", default="none", metavar="SPEC",
-        help="none | backbone | conv | bn | to:LAYER | names or patterns, comma-separated, such as conv1,layer1 or "
-             "'*.bn1'; the new head always trains (default %(default)s)")
-    add("--unfreeze", action="append", default=[], metavar="EPOCH:NAMES",
-        help="what thaws at the start of that epoch, the first being 0: 3:layer4, 5:all; with a peak rate of its own: "
-             "3:layer4@1e-4; repeatable")
-    add("--list-layers", action="store_true", help="print the layers, what is frozen, the rates; do not train")
+    add_freezing_options(parser)
 
     add = parser.add_argument_group("loss").add_argument
     add("--loss", choices=["cross-entropy", "focal", "soft-f1", "cost"], default="cross-entropy",
@@ -83,44 +78,24 @@ def build_parser():
     add("--costs", metavar="T:P=C,...", help="cost: dog:cat=10, calling a dog a cat costs 10, any other mistake 1")
     add("--class-weights", metavar="W", help="balanced | CLASS=W,... such as dog=10,cat=1: a missed dog costs 10")
     add("--class-weight-mean", choices=["weighted", "plain"], default="weighted",
-        help="divide a batch's loss by its weights, as nn.CrossEntropyLoss does (default), or by its picture count")
+        help="divide a batch's weighted loss by its sum of weights, as nn.CrossEntropyLoss does (default), or by its "
+             "number of pictures, so that a weight of 10 makes a gradient ten times as large")
     add("--l1", type=above, default=0.0, metavar="L", help="L1 penalty on trainable weights; try 1e-6 (default: off)")
 
-    add = parser.add_argument_group("optimizer").add_argument
-    add("--optimizer", choices=list(DEFAULT_LR), default="adamw", help="(default %(default)s)")
-    rates = ", ".join(f"{k} {v:g}" for k, v in DEFAULT_LR.items())
-    add("--lr", type=above, metavar="LR", help=f"learning rate of the head (default: {rates})")
-    add("--backbone-lr-scale", type=above, metavar="S", help="the backbone's is LR * S (default 0.1; 1 from scratch)")
-    add("--layer-decay", type=share, default=1.0, metavar="D",
-        help="the rate of each group of the backbone is D times that of the one behind it (default %(default)s)")
-    add("--momentum", type=share, metavar="M", help="sgd (default 0.9) and rmsprop (default 0)")
-    add("--wd", "--weight-decay", dest="weight_decay", type=above, metavar="D",
-        help="on weights, not on biases and norm layers; decoupled in adamw (default 0.01), L2 in others (0.0001)")
-    add("--schedule", choices=["cosine", "step", "constant", "plateau"], default="cosine", help="(default %(default)s)")
-    add("--warmup-epochs", type=above, default=0.5, metavar="N", help="linear (default %(default)s)")
-    add("--step-epochs", type=positive, default=3, metavar="N", help="step: epochs between cuts (default %(default)s)")
-    add("--plateau-epochs", type=positive, default=2, metavar="N", help="plateau: epochs without gain before a cut (2)")
-    add("--gamma", type=share, default=0.1, metavar="G", help="step, plateau: factor of a cut (default %(default)s)")
-    add("--accumulate", type=positive, default=1, metavar="N", help="batches per optimizer step (default %(default)s)")
-    add("--clip-grad", type=above, default=0.0, metavar="NORM", help="longest gradient (default: any)")
+    add_optimizer_options(parser)
 
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=positive, default=15, metavar="N", help="(default %(default)s)")
     add("--monitor", choices=["val_loss", "val_accuracy", "val_balanced_accuracy", "val_macro_f1"],
         default="val_accuracy", help="what chooses best.pt and stops early (default %(default)s)")
-    add("--patience", type=count, default=0, metavar="N", help="stop after N epochs without a better one (0: never)")
+    add("--patience", type=count, default=0, metavar="N",
+        help="stop after N epochs without a better --monitor (default %(default)s: never)")
     add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision (default %(default)s)")
     add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name such as cuda:0")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="(default %(default)s)")
     add("--deterministic", action="store_true", help="the same bits on a GPU, too; slower (a CPU needs no asking)")
 
-    add = parser.add_argument_group("saving").add_argument
-    add("--output", metavar="DIR", help="the run folder (default runs/train_classifier/<time>)")
-    add("--resume", nargs="?", const="", metavar="FILE",
-        help="go on from FILE, or from --output's last.pt if there is one; options not typed come from the checkpoint")
-    add("--save-every", type=count, default=0, metavar="N", help="steps (default 0: at the end of each epoch only)")
-    add("--keep-every", type=count, default=0, metavar="N", help="keep every Nth epoch's checkpoint (default 0: none)")
-    add("--log-every", type=positive, default=10, metavar="N", help="steps between looks at the loss (default 10)")
+    add_saving_options(parser, "train_classifier")
     return parser
 
 
@@ -147,14 +122,7 @@ def read_arguments(argv):
         "plateau_epochs": (args.schedule == "plateau", "--schedule plateau"),
         "gamma": (args.schedule in ("step", "plateau"), "--schedule step or plateau"),
     })
-    for option, default in (
-        ("lr", DEFAULT_LR[args.optimizer]),
-        ("weight_decay", 1e-2 if args.optimizer == "adamw" else 1e-4),
-        ("momentum", 0.9 if args.optimizer == "sgd" else 0.0),
-        ("backbone_lr_scale", 1.0 if args.weights.lower() == "none" else 0.1),
-    ):
-        if getattr(args, option) is None:
-            setattr(args, option, default)
+    fill_defaults(args)
     return args, saved
 
 

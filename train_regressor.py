@@ -28,13 +28,13 @@ import freeze
 import losses
 import metrics
 import tables
-from arguments import make_parser, names, number, numbers, refuse_idle, typed_options
+from arguments import (above, add_freezing_options, add_optimizer_options, add_saving_options, count, fill_defaults,
+                       make_parser, names, number, numbers, positive, refuse_idle, typed_options)
 from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, build, build_options, check_image_size,
                    load_pretrained, load_weights, mlp_head, pick_device, pick_precision, preprocessing_for, set_dropout)
 
 # ---- 1 arguments -----------------------------------------------------------------------------------------------------
 
-DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 # A resumed run may change these and nothing else: the rest decides what has been learned so far.
 MAY_CHANGE = {"data", "labels", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay", "patience",
               "unfreeze", "workers", "device", "output", "resume", "list_layers", "log_every", "save_every",
@@ -43,8 +43,6 @@ MAY_CHANGE = {"data", "labels", "epochs", "lr", "backbone_lr_scale", "layer_deca
 
 def build_parser():
     parser = make_parser(__doc__)
-    positive, count, share, above = number(int, 1), number(int, 0), number(float, 0, 1), number(float, 0)
-
     add = parser.add_argument_group("data").add_argument
     add("--data", metavar="DIR", help="the folder of --labels")
     add("--labels", default="labels.csv", metavar="FILE",
@@ -54,14 +52,16 @@ def build_parser():
     add("--sample-weight", metavar="COLUMN", help="a column that says how much each picture counts")
     add("--val-split", type=number(float, 0.01, 0.99), default=0.2, metavar="SHARE",
         help="share that is set aside where there is no column split (default %(default)s)")
-    add("--image-size", type=positive, metavar="N", help="pixels (default: what the weights want; 224 for a file)")
+    add("--image-size", type=positive, metavar="N",
+        help="pixels (default: the evaluation size of the weights; 224 for a bare local file)")
     add("--augment", choices=data.AUGMENT, default="none",
         help="none changes no number; light: a slight crop, flip (sizes change by a fifth, left becomes right); "
              "standard: any crop (sizes and counts change); strong: colours too (default %(default)s)")
     add("-b", "--batch-size", type=positive, default=32, metavar="N", help="pictures per batch (default %(default)s)")
     add("-j", "--workers", type=count, default=min(4, os.cpu_count() or 1), metavar="N",
         help="processes that decode pictures; does not change the result (default here %(default)s)")
-    add("--on-bad-image", choices=["error", "skip"], default="error", help="stop, or leave it out (default error)")
+    add("--on-bad-image", choices=["error", "skip"], default="error",
+        help="stop at a picture that cannot be read, or leave it out (default %(default)s)")
 
     add = parser.add_argument_group("network").add_argument
     add("--model", default="resnet18", metavar="NAME", help="torchvision's name for the network (default %(default)s)")
@@ -69,16 +69,10 @@ def build_parser():
         help="DEFAULT | a torchvision weights name | none | a local .pt or .pth file (default %(default)s)")
     add("--head", choices=["linear", "mlp"], default="linear", help="mlp: one hidden layer (default %(default)s)")
     add("--hidden", type=number(int, 1, 65536), default=256, metavar="N", help="of the mlp (default %(default)s)")
-    add("--dropout", type=number(float, 0, 0.99), metavar="P", help="beside the head (default: mlp 0.5, else its own)")
+    add("--dropout", type=number(float, 0, 0.99), metavar="P",
+        help="beside the head (default: 0.5 in an mlp, otherwise the network's own)")
 
-    add = parser.add_argument_group("freezing").add_argument
-    add("--freeze", default="none", metavar="SPEC",
-        help="none | backbone | conv | bn | to:LAYER | names or patterns, comma-separated, such as conv1,layer1 or "
-             "'*.bn1'; the new head always trains (default %(default)s)")
-    add("--unfreeze", action="append", default=[], metavar="EPOCH:NAMES",
-        help="what thaws at the start of that epoch, the first being 0: 3:layer4, 5:all; with a peak rate of its own: "
-             "3:layer4@1e-4; repeatable")
-    add("--list-layers", action="store_true", help="print the layers, what is frozen, the rates; do not train")
+    add_freezing_options(parser)
 
     add = parser.add_argument_group("loss").add_argument
     add("--loss", choices=["mse", "l1", "huber"], default="huber",
@@ -89,41 +83,20 @@ def build_parser():
         help="instead of --loss, such as 0.1,0.5,0.9: a range with every number")
     add("--l1", type=above, default=0.0, metavar="L", help="L1 penalty on trainable weights; try 1e-6 (default: off)")
 
-    add = parser.add_argument_group("optimizer").add_argument
-    add("--optimizer", choices=list(DEFAULT_LR), default="adamw", help="(default %(default)s)")
-    rates = ", ".join(f"{k} {v:g}" for k, v in DEFAULT_LR.items())
-    add("--lr", type=above, metavar="LR", help=f"learning rate of the head (default: {rates})")
-    add("--backbone-lr-scale", type=above, metavar="S", help="the backbone's is LR * S (default 0.1; 1 from scratch)")
-    add("--layer-decay", type=share, default=1.0, metavar="D",
-        help="the rate of each group of the backbone is D times that of the one behind it (default %(default)s)")
-    add("--momentum", type=share, metavar="M", help="sgd (default 0.9) and rmsprop (default 0)")
-    add("--wd", "--weight-decay", dest="weight_decay", type=above, metavar="D",
-        help="on weights, not on biases and norm layers; decoupled in adamw (default 0.01), L2 in others (0.0001)")
-    add("--schedule", choices=["cosine", "step", "constant", "plateau"], default="cosine", help="(default %(default)s)")
-    add("--warmup-epochs", type=above, default=0.5, metavar="N", help="linear (default %(default)s)")
-    add("--step-epochs", type=positive, default=3, metavar="N", help="step: epochs between cuts (default %(default)s)")
-    add("--plateau-epochs", type=positive, default=2, metavar="N", help="plateau: epochs without gain before a cut (2)")
-    add("--gamma", type=share, default=0.1, metavar="G", help="step, plateau: factor of a cut (default %(default)s)")
-    add("--accumulate", type=positive, default=1, metavar="N", help="batches per optimizer step (default %(default)s)")
-    add("--clip-grad", type=above, default=0.0, metavar="NORM", help="longest gradient (default: any)")
+    add_optimizer_options(parser)
 
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=positive, default=15, metavar="N", help="(default %(default)s)")
     add("--monitor", choices=["val_loss", "val_r2"], default="val_loss",
         help="what chooses best.pt and stops early; val_r2 is the mean over targets (default %(default)s)")
-    add("--patience", type=count, default=0, metavar="N", help="stop after N epochs without a better one (0: never)")
+    add("--patience", type=count, default=0, metavar="N",
+        help="stop after N epochs without a better --monitor (default %(default)s: never)")
     add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision (default %(default)s)")
     add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name such as cuda:0")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="(default %(default)s)")
     add("--deterministic", action="store_true", help="the same bits on a GPU, too; slower (a CPU needs no asking)")
 
-    add = parser.add_argument_group("saving").add_argument
-    add("--output", metavar="DIR", help="the run folder (default runs/train_regressor/<time>)")
-    add("--resume", nargs="?", const="", metavar="FILE",
-        help="go on from FILE, or from --output's last.pt if there is one; options not typed come from the checkpoint")
-    add("--save-every", type=count, default=0, metavar="N", help="steps (default 0: at the end of each epoch only)")
-    add("--keep-every", type=count, default=0, metavar="N", help="keep every Nth epoch's checkpoint (default 0: none)")
-    add("--log-every", type=positive, default=10, metavar="N", help="steps between looks at the loss (default 10)")
+    add_saving_options(parser, "train_regressor")
     return parser
 
 
@@ -149,14 +122,7 @@ def read_arguments(argv):
         "plateau_epochs": (args.schedule == "plateau", "--schedule plateau"),
         "gamma": (args.schedule in ("step", "plateau"), "--schedule step or plateau"),
     })
-    for option, default in (
-        ("lr", DEFAULT_LR[args.optimizer]),
-        ("weight_decay", 1e-2 if args.optimizer == "adamw" else 1e-4),
-        ("momentum", 0.9 if args.optimizer == "sgd" else 0.0),
-        ("backbone_lr_scale", 1.0 if args.weights.lower() == "none" else 0.1),
-    ):
-        if getattr(args, option) is None:
-            setattr(args, option, default)
+    fill_defaults(args)
     return args, saved
 
 

@@ -502,9 +502,43 @@ def test_a_picture_that_cannot_be_read_is_named(pictures, tmp_path, content):
         with pytest.raises(data.DataError, match="cannot read .*bad.jpg") as error:
             list(data.batches(loader))
         assert "\n" not in str(error.value)
-        skipped = []
-        assert sum(len(y) for _, y in data.batches(loader, skipped)) == 6
-        assert [os.path.basename(b.path) for b in skipped] == ["bad.jpg"]
+        skipped, said = {}, []
+        for _ in range(2):
+            assert sum(len(y) for _, y in data.batches(loader, skipped, say=said.append)) == 6
+        assert [os.path.basename(path) for path in skipped] == ["bad.jpg"]
+        assert len(said) == 1 and str(bad) in said[0]  # once, though it was met twice
+        with pytest.raises(data.DataError, match="has the disk gone away"):
+            list(data.batches(loader, {}, at_least=4))
+
+
+def test_batches_can_start_in_the_middle_and_nothing_before_is_read(tmp_path, monkeypatch):
+    root = draw_folder(tmp_path, train=5, val=1)
+    samples = data.find_images(root).splits["train"]
+    listed, order = data.ImageList(samples, data.train_transform(32), seed=3), data.SeededBatches(10, 4, 3, shuffle=True)
+    order.epoch = 1
+    whole = [x for x, _ in data.batches(data.make_loader(listed, order))]
+    assert [len(x) for x in whole] == [4, 4, 2]
+    read, real = [], data.decode
+    monkeypatch.setattr(data, "decode", lambda path, *a: (read.append(path), real(path, *a))[1])
+    for start in range(4):
+        order.start = start
+        read.clear()
+        rest = [x for x, _ in data.batches(data.make_loader(listed, order))]
+        assert len(rest) == len(order) == 3 - start and all(map(torch.equal, rest, whole[start:]))
+        assert len(read) == [10, 6, 2, 0][start]
+
+
+@pytest.mark.parametrize("size", [(1, 600000), (600000, 1)])
+def test_a_picture_of_extreme_shape_is_cut_to_its_centre(tmp_path, size):
+    picture = Image.new("RGB", size, "red")
+    middle = tuple(side // 2 - min(side // 2, 2) for side in size)
+    picture.paste("blue", (*middle, *(place + min(side, 4) for place, side in zip(middle, size, strict=True))))
+    picture.save(tmp_path / "thin.png")
+    image, _ = data.ImageList([(tmp_path / "thin.png", 0)], data.eval_transform(32))[0]
+    assert image.shape == (3, 32, 32) and image[2, 16, 16] > 200 > image[0, 16, 16]
+    wide = torch.randint(256, (3, 50, 300), dtype=torch.uint8)  # less extreme ones are as they ever were
+    by_torchvision = v2.Compose([v2.Resize(37, antialias=True), v2.CenterCrop(32)])
+    assert torch.equal(data.eval_transform(32)(wide), by_torchvision(wide))
 
 
 def as_tensors(*lists):

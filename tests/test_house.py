@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import all_models
+import arguments
 import data
 import predict
 import train_classifier
@@ -165,7 +166,7 @@ def test_the_table_of_defaults_is_true():
         for option, value in zip(re.findall(r"--[a-z0-9-]+", options), text.split(","), strict=False):
             default = next(a.default for a in parser._actions if option in a.option_strings)
             if option == "--lr":
-                default = train_classifier.DEFAULT_LR["adamw"]
+                default = arguments.DEFAULT_LR["adamw"]
             if default is not None and option != "--workers":
                 assert value.strip().strip("`").split()[0] == str(default).removesuffix(".0"), option
                 checked.add(option)

@@ -633,11 +633,16 @@ def test_files_that_are_no_weights(train, error_of, tmp_path, option, content):
 def test_a_damaged_picture_ends_the_run_and_the_saved_state_stays(train, error_of, tmp_path):
     root = draw_folder(tmp_path / "data", train=4, val=2)
     run = train(data=root, epochs=1)
+    whole = shutil.copytree(run, tmp_path / "whole")
+    good = (root / "train/cat/cat.1.png").read_bytes()
     (root / "train/cat/cat.1.png").write_bytes(b"not a picture")
-    before = (run / "last.pt").read_bytes()
     error = error_of(train_classifier.main, ["--resume", str(run / "last.pt"), "--epochs", "3"])
     assert "cannot read" in error and "cat.1.png" in error
-    assert (run / "last.pt").read_bytes() == before
+    assert error.endswith(f"; go on with: python train_classifier.py --resume {run}/last.pt")
+    (root / "train/cat/cat.1.png").write_bytes(good)  # with a good one in its place: as if nothing had been
+    train_classifier.main(["--resume", str(run / "last.pt")])
+    train_classifier.main(["--resume", str(whole / "last.pt"), "--epochs", "3"])
+    assert not changed(read(whole / "last.pt")["model"], read(run / "last.pt")["model"])
 
 
 def test_a_damaged_test_picture_may_be_removed(train, error_of, tmp_path):
