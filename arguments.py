@@ -87,6 +87,7 @@ DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagra
 
 
 def add_freezing_options(parser):
+    """--freeze, --unfreeze, --list-layers: freeze.py knows the words."""
     add = parser.add_argument_group("freezing").add_argument
     add("--freeze", default="none", metavar="SPEC",
         help="none | backbone | conv | bn | to:LAYER | names or patterns, comma-separated, such as conv1,layer1 or "
@@ -98,6 +99,7 @@ def add_freezing_options(parser):
 
 
 def add_optimizer_options(parser):
+    """Optimizer, rates, decay, schedule, accumulation. None stands for a default that `fill_defaults` sets."""
     add = parser.add_argument_group("optimizer").add_argument
     add("--optimizer", choices=list(DEFAULT_LR), default="adamw", help="(default %(default)s)")
     rates = ", ".join(f"{k} {v:g}" for k, v in DEFAULT_LR.items())
@@ -120,6 +122,7 @@ def add_optimizer_options(parser):
 
 
 def add_saving_options(parser, script):
+    """Where and how often to save, and --resume: checkpoint.py does it. script: its name without .py."""
     add = parser.add_argument_group("saving").add_argument
     add("--output", metavar="DIR", help=f"the run folder (default runs/{script}/<time>)")
     add("--resume", nargs="?", const="", metavar="FILE",

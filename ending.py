@@ -38,9 +38,11 @@ def stop_signals():
     A signal that was ignored before, as under nohup, stays so. Processes started within the block end with it.
     """
     stop = SimpleNamespace(signal=None, since=0.0, waiting=False, go_on=str)
-    others = multiprocessing.active_children()
+    me, others = os.getpid(), multiprocessing.active_children()
 
     def ask(number, frame):
+        if os.getpid() != me:  # in a forked worker that has not yet set handlers of its own
+            return
         if not stop.waiting:
             raise Stopped(number)
         if stop.signal is None:
@@ -177,8 +179,8 @@ def last_words(error, command=""):
     elif isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in text or "DefaultCPUAllocator" in text)
     ):
-        text = (f"error: {text.partition('. ')[0] or 'out of memory'}: take a smaller --batch-size and a larger "
-                "--accumulate, so that their product stays, or --amp bf16, or fewer --workers")
+        text = (f"error: {text.partition('. ')[0] or 'out of memory'}: take a smaller --batch-size (with a larger "
+                "--accumulate, so that their product stays), --amp bf16, or fewer --workers")
     elif isinstance(error, RuntimeError) and "DataLoader worker" in text:
         text = (f"error: {text.partition('. ')[0].rstrip('. ')}: perhaps memory has run out; take fewer --workers, or "
                 "0 (in a container, more shared memory: --shm-size)")

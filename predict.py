@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import ending
 import metrics
 import tables
 from arguments import make_parser, number
@@ -125,8 +126,8 @@ def class_rows(args, state, outputs, good, listed):
         values, guesses = probabilities[place].topk(min(args.top_k, len(classes)))
         row = {"file": listed[place][0]} | ({"truth": classes[labels[place]]} if labelled else {})
         for rank, (value, guess) in enumerate(zip(values.tolist(), guesses.tolist(), strict=True), start=1):
-            ending = "" if rank == 1 else f"_{rank}"
-            row |= {f"prediction{ending}": classes[guess], f"probability{ending}": value}
+            nth = "" if rank == 1 else f"_{rank}"
+            row |= {f"prediction{nth}": classes[guess], f"probability{nth}": value}
         rows.append(row)
     if not (labelled and good):
         return rows, None
@@ -197,8 +198,6 @@ def _short(value, column):
 
 
 def main(argv=None):
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what a terminal cannot show
     parser = build_parser()
     args = parser.parse_args(argv)
     if not (args.pictures or args.labels or args.weights_only):
@@ -207,14 +206,8 @@ def main(argv=None):
         parser.error("give either pictures or --labels, not both")
     if args.split and not args.labels:
         parser.error("--split only has a meaning with --labels")
-    try:
-        status = predict(args)
-    except (checkpoint.CheckpointError, data.DataError, ModelError, tables.TableError) as error:
-        print("error: " + " ".join(str(error).splitlines()), file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        status = 130
-    sys.exit(status)
+    with ending.tidy(checkpoint.CheckpointError, data.DataError, ModelError, tables.TableError):
+        sys.exit(predict(args))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ MAY_CHANGE = {"data", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weigh
 
 
 def build_parser():
+    """Those of freezing, optimizer and saving are the same in every script and stand in arguments.py."""
     parser = make_parser(__doc__)
     add = parser.add_argument_group("data").add_argument
     add("--data", metavar="DIR", help="train/ and val/ (and test/), or one folder of class folders to be split")

@@ -42,6 +42,7 @@ MAY_CHANGE = {"data", "labels", "epochs", "lr", "backbone_lr_scale", "layer_deca
 
 
 def build_parser():
+    """Those of freezing, optimizer and saving are the same in every script and stand in arguments.py."""
     parser = make_parser(__doc__)
     add = parser.add_argument_group("data").add_argument
     add("--data", metavar="DIR", help="the folder of --labels")

@@ -95,8 +95,8 @@ def live(script, argv, before, files):
     except BaseException:
         import traceback
 
-        traceback.print_exc()
         status = 1
+        traceback.print_exc()
     finally:
         os._exit(status)
 

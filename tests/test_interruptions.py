@@ -390,7 +390,7 @@ def test_out_of_memory_names_the_way_out(train, monkeypatch, error_of):
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", fail)
         error = error_of(train_classifier.main, ["--resume", str(run / "last.pt"), "--epochs", "2"])
-    assert error.startswith("error: CUDA out of memory: take a smaller --batch-size and a larger --accumulate")
+    assert error.startswith("error: CUDA out of memory: take a smaller --batch-size (with a larger --accumulate")
     assert error.endswith(f"go on with: python train_classifier.py --resume {run}/last.pt")
 
 
