@@ -270,10 +270,14 @@ def resume_arguments(args, typed, script, may_change):
         args.resume, args.output = str(file), typed.get("output", str(file.parent))
     # Two runs may start in the same second: the process number keeps them apart.
     args.output = args.output or time.strftime(f"runs/{script}/%Y-%m-%d_%H-%M-%S_{os.getpid()}")
-    elsewhere = saved is None or Path(args.output).resolve() != file.resolve().parent
-    if elsewhere and os.path.isdir(args.output) and any(Path(args.output).glob("*.pt")):
-        raise CheckpointError(f"{args.output} already holds a run: go on with it by --resume {args.output}/last.pt, or "
-                              "give another --output")
+    if saved is None or Path(args.output).resolve() != file.resolve().parent:
+        found = sorted(Path(args.output).glob("*.pt"), key=os.path.getmtime)
+        # Killed before its first save was complete, a run has files but no last.pt: a bare --resume begins it again.
+        begun = Path(args.output, "history.csv").exists() or any(load(path)["epoch"] > 1 for path in found)
+        if found and (begun or args.resume != ""):
+            last = file if file in found else found[-1]
+            raise CheckpointError(f"{args.output} already holds a run: go on with it by --resume {last}, or give "
+                                  "another --output")
     return args, saved
 
 
@@ -317,9 +321,9 @@ def slower_command(script, folder, lr, thaws):
 
 def restore(saved, optimizer, scaler):
     """Bring the optimizer's state, the gradient scaler and the random numbers back to where `saved` left them. The
-    optimizer's rates and other settings stay as they are now.
+    optimizer's peak rates and other settings stay as they are now; the rate `lr` of the last step comes back.
     """
-    now = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    now = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
     optimizer.load_state_dict(saved["optimizer"])  # brings back the momenta, and the old settings too
     for group, settings in zip(optimizer.param_groups, now, strict=True):
         group.update(settings)

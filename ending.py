@@ -52,7 +52,6 @@ def stop_signals():
             with contextlib.suppress(OSError):  # os.write: print may not be called from within print
                 os.write(2, b"\nstopping after this step; Ctrl-C again leaves at once, with what was saved before\n")
         elif number == signal.SIGINT and time.monotonic() - stop.since > 0.5:  # wrappers pass one Ctrl-C on twice
-            _end_processes(others)
             os._exit(128 + number)
 
     before = {}

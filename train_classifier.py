@@ -324,7 +324,8 @@ def train(args, saved, stop):
             print(f"stopped early: no better {args.monitor} for {epochs_without_gain} epochs")
             break
         if epoch in thaws and not sums:
-            if not (way_back := output / f"before_unfreeze_{epoch}.pt").exists():  # stays as it is when used
+            way_back = output / f"before_unfreeze_{epoch}.pt"
+            if not (saved and way_back.exists()):  # when a run has gone back to it, it stays as it is
                 save(epoch, name=way_back.name)
             count = freeze.thaw(model, thaws[epoch], heads, optimizer.param_groups)
             print(f"thaw: {thaws[epoch]}, {count:,} parameters")

@@ -4,6 +4,7 @@ nothing, and forks a child for each life. The child runs the script's main(argv)
 Run as a program it is that process: it reads requests as JSON lines, answers each with a JSON line.
 """
 
+import atexit
 import json
 import os
 import subprocess
@@ -78,6 +79,14 @@ class Life:
         return found
 
 
+def running(pid):
+    """False for a zombie, too: it has ended, and waits for its parent or for init to take notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def live(script, argv, before, files):
     """In the child: become a session, write to the files, run the script, leave with its exit status."""
     os.setsid()
@@ -91,14 +100,17 @@ def live(script, argv, before, files):
         exec(before, {})
         __import__(script).main(argv)
     except SystemExit as left:
-        status = left.code or 0
+        status, held = left.code or 0, left  # with its frames, as the interpreter holds it  # noqa: F841
     except BaseException:
         import traceback
 
         status = 1
         traceback.print_exc()
     finally:
-        os._exit(status)
+        try:
+            atexit._run_exitfuncs()  # as the interpreter does at its end; os._exit does not return into the parent's code
+        finally:
+            os._exit(status)
 
 
 def main():

@@ -16,7 +16,7 @@ import data
 import ending
 import train_classifier
 from conftest import ROOT, SMALL, changed, command_line, draw_folder, read
-from lives import Lives
+from lives import Lives, running
 from test_train_classifier import SGD, equal, history, untimed
 
 # Whatever keeps a state of its own: momenta, a scale, dropout, a thaw with a rate, accumulation with a rest, mixing.
@@ -201,6 +201,24 @@ def test_killed_between_any_two_steps_of_a_save(lives, pictures, weights, tmp_pa
     assert_the_same_run(tmp_path / "whole", broken)
 
 
+def test_the_same_command_begins_again_where_nothing_was_saved(lives, train, pictures, weights, tmp_path, error_of):
+    """Killed in the first epoch, after the state before its thaw; in the first save, between best.pt and last.pt."""
+    options = ["--freeze", "backbone", "--unfreeze", "0:stage4", "--resume"]
+    whole = train(*options, weights=weights)
+    words = command_line(options, SMALL | {"data": pictures, "weights": weights, "output": tmp_path / "broken"})
+    for file, left in (("best.pt", ["before_unfreeze_0.pt", "best.pt.tmp"]), ("last.pt", ["before_unfreeze_0.pt", "best.pt"])):
+        life = lives.start("train_classifier", *words, before=f"WANTED = {file!r}\n{KILL_BEFORE}\nos.replace = dying(os.replace, 0)")
+        assert life.wait() == -signal.SIGKILL, life.err
+        assert sorted(p.name for p in (tmp_path / "broken").glob("b*")) == left
+    assert lives.start("train_classifier", *words).wait() == 0
+    assert_the_same_run(whole, tmp_path / "broken")
+    # but not where epochs would be lost
+    train("--epochs", "2", *options[:-1], epochs=None, weights=weights, output=tmp_path / "two")
+    (tmp_path / "two" / "last.pt").unlink()
+    error = error_of(train, *options, epochs=2, weights=weights, output=tmp_path / "two")
+    assert f"already holds a run: go on with it by --resume {tmp_path}/two/best.pt" in error
+
+
 def test_what_a_killed_run_left_half_written_is_removed_and_nothing_else(train, tmp_path):
     run = train()
     for name in ("last.pt.tmp", "best.pt.tmp", "epoch_3.pt.tmp", "history.csv.tmp", "mine.pt.tmp", "mine.csv"):
@@ -209,9 +227,9 @@ def test_what_a_killed_run_left_half_written_is_removed_and_nothing_else(train, 
     assert sorted(p.name for p in run.iterdir() if p.read_bytes() == b"x") == ["mine.csv", "mine.pt.tmp"]
 
 
-def gone(pids, seconds=10):
+def gone(pids, seconds):
     end = time.monotonic() + seconds
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+    while any(running(pid) for pid in pids):
         if time.monotonic() > end:
             return False
         time.sleep(0.02)
@@ -232,20 +250,19 @@ def test_workers_end_with_a_killed_script(lives, pictures, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_signal_saves_and_says_how_to_go_on(lives, pictures, tmp_path, number):
-    """Sent to the whole group, as terminals and job queues do."""
-    words = command_line([], SMALL | {"data": pictures, "output": tmp_path / "run", "epochs": 500, "workers": 2})
-    life = lives.start("train_classifier", *words)
+    """Sent to the whole group, as terminals and job queues do, while the step still waits for two of its three batches."""
+    words = command_line(["--accumulate", "3"], SMALL | {"data": pictures, "output": tmp_path / "run", "epochs": 500, "workers": 2})
+    before = "import data, time\nreal = data.decode\ndata.decode = lambda *a: (time.sleep(0.04), real(*a))[1]"
+    life = lives.start("train_classifier", *words, before=before)
     life.wait_for("epoch   1")
     workers = life.workers()
     os.killpg(life.pid, number)
-    assert life.wait() == 128 + number
+    assert life.wait(4) == 128 + number, life.err
     notice, last = life.err.strip().splitlines()
     assert notice.startswith("stopping after this step")
     assert last == f"stopped by {number.name}; go on with: python train_classifier.py --resume {tmp_path}/run/last.pt"
     assert len(workers) == 4 and gone(workers, seconds=2)
-    state = read(tmp_path / "run" / "last.pt")
-    train_classifier.main(["--resume", str(tmp_path / "run" / "last.pt"), "--epochs", str(state["epoch"] + 1)])
-    assert read(tmp_path / "run" / "last.pt")["epoch"] == state["epoch"] + 1
+    assert read(tmp_path / "run" / "last.pt")["step"] == 3
 
 
 def test_a_second_ctrl_c_leaves_at_once_and_tears_nothing(lives, train, pictures, tmp_path):
@@ -268,13 +285,15 @@ def test_a_second_ctrl_c_leaves_at_once_and_tears_nothing(lives, train, pictures
 
 def test_other_second_signals_do_not_interrupt_the_save(lives, train, tmp_path):
     run = train()
-    before = "import os, time\nreal = os.fsync\nos.fsync = lambda handle: (print('syncing', flush=True), time.sleep(1), real(handle))"
-    life = lives.start("train_classifier", "--resume", run / "last.pt", "--epochs", "9", before=before)
+    before = "import os, time\nreal = os.fsync\nos.fsync = lambda handle: (print('syncing', flush=True), time.sleep(1.5), real(handle))"
+    life = lives.start("train_classifier", "--resume", run / "last.pt", "--epochs", "9", "--workers", "1", before=before)
     life.wait_for("syncing")
-    for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGINT):  # one Ctrl-C passed on twice, too
-        os.kill(life.pid, number)
-        time.sleep(0.05)
-    assert life.wait() == 129 and read(run / "last.pt")["epoch"] == 2
+    for number, pause in ((signal.SIGHUP, 0.1), (signal.SIGINT, 0.7), (signal.SIGHUP, 0), (signal.SIGTERM, 0)):
+        os.kill(life.pid, number)  # a Ctrl-C at the same moment has been passed on twice
+        time.sleep(pause)
+    for worker in life.workers():  # nor does it matter now that these end
+        os.kill(worker, signal.SIGKILL)
+    assert life.wait() == 129 and read(run / "last.pt")["epoch"] == 2, life.err
 
 
 def test_a_signal_before_the_loop_stops_at_once(lives, pictures, tmp_path):
@@ -490,6 +509,19 @@ def test_skipping_what_cannot_be_read(train, damaged, capsys, error_of):
     assert_the_same_run(run, run.with_name("other"))
 
 
+def test_half_a_step_is_not_saved(train, error_of, tmp_path):
+    """The second batch of the second step of two cannot be read: the state stays that after the first step."""
+    root = draw_folder(tmp_path / "data", train=10, val=4, test=3)
+    _, _, _, late, _ = data.SeededBatches(20, 4, seed=0, shuffle=True)
+    Path(data.find_images(root).splits["train"][late[2][1]][0]).write_bytes(b"")
+    options = ["--accumulate", "2", "--save-every", "1"]
+    whole = train("--on-bad-image", "skip", *options, data=root, batch_size=4)
+    error_of(train, *options, data=root, batch_size=4, output=whole.with_name("broken"))
+    assert read(whole.with_name("broken") / "last.pt")["step"] == 1
+    train_classifier.main(["--resume", str(whole.with_name("broken") / "last.pt"), "--on-bad-image", "skip"])
+    assert_the_same_run(whole, whole.with_name("broken"))
+
+
 def test_the_regressor_leaves_rows_out(regress, discs, tmp_path):
     root = shutil.copytree(discs, tmp_path / "discs")
     for name in ("train/3.png", "val/0.png", "test/1.png"):
@@ -516,6 +548,7 @@ def test_a_disk_that_has_gone_away_is_not_skipped(train, tmp_path, error_of):
 def test_deterministic_is_the_same_on_a_cpu(train, weights):
     one, other = train(weights=weights), train("--deterministic", weights=weights)
     assert not changed(read(one / "last.pt")["model"], read(other / "last.pt")["model"])
+    assert torch.are_deterministic_algorithms_enabled()
     train(weights=weights)
     assert not torch.are_deterministic_algorithms_enabled()  # one run does not decide for the next
 
