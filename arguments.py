@@ -83,6 +83,10 @@ def refuse_idle(parser, typed, rules):
 
 # ---- options that mean the same in every training script
 
+# A resumed run may change these and nothing else: the rest decides what has been learned so far.
+MAY_CHANGE = {"data", "labels", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay", "patience",
+              "unfreeze", "workers", "device", "output", "resume", "list_layers", "log_every", "save_every", "keep_every",
+              "on_bad_image", "batch_size", "accumulate"}
 DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 
 
@@ -146,3 +150,16 @@ def fill_defaults(args):
     ):
         if getattr(args, option) is None:
             setattr(args, option, default)
+
+
+def shared_rules(args, backbone_trains):
+    """Rules for `refuse_idle` about these options."""
+    thawing = backbone_trains, "a backbone that trains or thaws"
+    return {
+        "momentum": (args.optimizer in ("sgd", "rmsprop"), "--optimizer sgd or rmsprop"),
+        "unfreeze": (args.freeze != "none", "something frozen by --freeze"),
+        "backbone_lr_scale": thawing, "layer_decay": thawing,
+        "step_epochs": (args.schedule == "step", "--schedule step"),
+        "plateau_epochs": (args.schedule == "plateau", "--schedule plateau"),
+        "gamma": (args.schedule in ("step", "plateau"), "--schedule step or plateau"),
+    }

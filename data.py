@@ -14,8 +14,10 @@ Every random choice is drawn from (seed, epoch, index of the image or batch), so
 interruption changes what the network sees. This file needs torch, torchvision and what torchvision brings (PIL, NumPy).
 """
 
+import contextlib
 import hashlib
 import itertools
+import math
 import multiprocessing
 import os
 import signal
@@ -327,6 +329,14 @@ class ImageList(Dataset):
     def __len__(self):
         return len(self.samples)
 
+    def labels(self):
+        return torch.tensor([label for _, label in self.samples])
+
+    def numbered(self):
+        """The same pictures, with their places in the list as labels."""
+        samples = [(path, number) for number, (path, _) in enumerate(self.samples)]
+        return ImageList(samples, self.transform, self.seed, self.size)
+
     def __getitem__(self, key):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         path, label = self.samples[index]
@@ -357,9 +367,9 @@ class SeededBatches(Sampler):
     A last batch of one picture is merged into the batch before it, since BatchNorm cannot train on a single value.
     """
 
-    def __init__(self, length, batch_size, seed=0, shuffle=False):
+    def __init__(self, length, batch_size, seed=0, shuffle=False, epoch=0):
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
-        self.epoch, self.start = 0, 0
+        self.epoch, self.start = epoch, 0
 
     def sizes(self):
         """The number of pictures in each batch."""
@@ -480,6 +490,90 @@ def mix(x, y, mixer, *numbers):
         torch.default_generator.manual_seed(mix_seed(*numbers, 0, 0, 0))  # more numbers than a picture's seed has
         x, shares = mixer(x, y)
     return x.contiguous(memory_format=layout), shares  # torch.roll may lose channels_last
+
+
+# ---- features: what a frozen backbone makes of pictures, computed once
+
+
+def features_key(weights, head, *depends_on):
+    """A short text that is the same as long as features are: a hash of the weights (a state_dict) outside the top-level
+    block of `head`, and of all else; of an ImageList that is its transform, its seed, and the name, size and time of
+    each file.
+    """
+    found = hashlib.sha256()
+    for name, tensor in weights.items():
+        if name.partition(".")[0] != head.partition(".")[0]:
+            found.update(name.encode())
+            found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for thing in depends_on:
+        if isinstance(thing, ImageList):
+            stats = [(Path(path), os.stat(path)) for path, _ in thing.samples if os.path.exists(path)]
+            files = [(os.fsencode(path.name), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+            thing = thing.transform, thing.seed, thing.size, files
+        found.update(repr(thing).encode())
+    return found.hexdigest()
+
+
+def write_features(file, key, batches):
+    """Write the features of a split, from batches of (features (N, ...), numbers of the pictures (N,)), to a file that
+    is there when it is complete, and may be larger than memory. Raises DataError.
+    """
+    numbers, raw = [], f"{file}.raw.tmp"
+
+    @contextlib.contextmanager
+    def writing():
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+            raise DataError(f"could not write {file} ({error}): make room, or leave out --cache-features") from error
+
+    try:
+        with writing():
+            stream = open(raw, "wb")
+        with stream:
+            for x, which in batches:
+                channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+                with writing():
+                    stream.write(x.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                numbers += which.tolist()
+            with writing():
+                stream.flush()
+        shape = len(numbers), *x.shape[1:]
+        with writing():
+            features = torch.from_file(raw, size=math.prod(shape), dtype=x.dtype).view(shape)
+            state = {"key": key, "numbers": torch.tensor(numbers), "features": features, "channels_last": channels_last}
+            torch.save(state, f"{file}.tmp")
+            os.replace(f"{file}.tmp", file)
+    finally:
+        for path in (raw, f"{file}.tmp"):
+            Path(path).unlink(missing_ok=True)
+
+
+def read_features(file, key):
+    """What `write_features` has written under this key, to be read as it is needed; None if that is not there."""
+    try:
+        saved = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:  # not there, or damaged: they can be computed again
+        return None
+    return saved if isinstance(saved, dict) and saved.get("key") == key else None
+
+
+def drop_features(folder):
+    """Remove the files of features from a folder. Returns how many there were."""
+    return sum(not path.unlink() for path in Path(folder).glob("features_*.bin"))
+
+
+def feature_batches(saved, labels, order):
+    """Like a DataLoader over the batches of `order`: (features (N, ...), labels (N,), []) from what `read_features` has
+    found. labels: those of all pictures. Pictures that could not be read are left out.
+    """
+    place = torch.full((len(labels),), -1)
+    place[saved["numbers"]] = torch.arange(len(saved["numbers"]))
+    layout = torch.channels_last if saved["channels_last"] else torch.contiguous_format
+    for keys in order:
+        numbers = torch.tensor([index for _, index in keys])
+        numbers = numbers[place[numbers] >= 0]
+        yield saved["features"][place[numbers]].contiguous(memory_format=layout), labels[numbers], []
 
 
 # ---- python data.py --check DIR

@@ -179,7 +179,8 @@ def last_words(error, command=""):
         isinstance(error, RuntimeError) and ("out of memory" in text or "DefaultCPUAllocator" in text)
     ):
         text = (f"error: {text.partition('. ')[0] or 'out of memory'}: take a smaller --batch-size (with a larger "
-                "--accumulate, so that their product stays), --amp bf16, or fewer --workers")
+                "--accumulate, so that their product stays), --amp bf16, with a frozen backbone --cache-features 1, or "
+                "fewer --workers")
     elif isinstance(error, RuntimeError) and "DataLoader worker" in text:
         text = (f"error: {text.partition('. ')[0].rstrip('. ')}: perhaps memory has run out; take fewer --workers, or "
                 "0 (in a container, more shared memory: --shm-size)")

@@ -281,6 +281,33 @@ def _eval_frozen_parts(module):
             _eval_frozen_parts(child)
 
 
+def head_side(model, head):
+    """What follows the backbone, as one module that shares the model's layers: the top-level block that holds the head,
+    with the dropout that GoogLeNet and Inception have before it. For a frozen backbone, `side(head_input(model, side,
+    x))` is `model(x)`, bit for bit, for all of torchvision's classification networks.
+    """
+    block = model.get_submodule(_as_tuple(head)[0].partition(".")[0])
+    before = [child for child in model.children() if isinstance(child, nn.Dropout)]
+    return nn.Sequential(*before, *(nn.Flatten(1) for _ in before), block, nn.Flatten(1))
+
+
+def head_input(model, side, x):
+    """What the backbone makes of a batch x: the input of `side`, a `head_side` of the model."""
+    caught = []
+    handle = side[0].register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+    try:
+        model(x)
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+def trains_beyond(model, side):
+    """The name of a parameter that trains and is not in `side`, else ''."""
+    inside = {id(p) for p in side.parameters()}
+    return next((n for n, p in model.named_parameters() if p.requires_grad and id(p) not in inside), "")
+
+
 def param_groups(model, head, lr, weight_decay=0.0, backbone_lr_scale=1.0, layer_decay=1.0):
     """Parameter groups for an optimizer: one for each layer group (see `layer_groups`) with weight decay, one without.
 

@@ -26,17 +26,12 @@ import ending
 import freeze
 import losses
 import metrics
-from arguments import (above, add_freezing_options, add_optimizer_options, add_saving_options, count, fill_defaults,
-                       make_parser, number, positive, refuse_idle, share, typed_options)
+from arguments import (MAY_CHANGE, above, add_freezing_options, add_optimizer_options, add_saving_options, count,
+                       fill_defaults, make_parser, number, positive, refuse_idle, share, shared_rules, typed_options)
 from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, build, build_options, check_image_size,
                    load_pretrained, load_weights, mlp_head, pick_device, pick_precision, preprocessing_for, set_dropout)
 
 # ---- 1 arguments -----------------------------------------------------------------------------------------------------
-
-# A resumed run may change these and nothing else: the rest decides what has been learned so far.
-MAY_CHANGE = {"data", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay", "patience", "unfreeze",
-              "workers", "device", "output", "resume", "list_layers", "log_every", "save_every", "keep_every",
-              "on_bad_image", "batch_size", "accumulate"}
 
 
 def build_parser():
@@ -57,6 +52,8 @@ def build_parser():
     add("-b", "--batch-size", type=positive, default=32, metavar="N", help="pictures per batch (default %(default)s)")
     add("-j", "--workers", type=count, default=min(4, os.cpu_count() or 1), metavar="N",
         help="processes that decode pictures; does not change the result (default here %(default)s)")
+    add("--cache-features", type=count, default=0, metavar="K",
+        help="with a frozen backbone: put K views of each picture through it, once (default 0: one in every epoch)")
     add("--on-bad-image", choices=["error", "skip"], default="error",
         help="stop at a picture that cannot be read, or leave it out (default %(default)s)")
 
@@ -109,19 +106,13 @@ def read_arguments(argv):
         parser.error("--data is needed: a folder with one folder of pictures per class")
     by_class = args.loss in ("cross-entropy", "focal"), "--loss cross-entropy or focal"
     blended = args.loss != "soft-f1" or not (args.mixup or args.cutmix), "a --loss that can blend classes"
-    thawing = freeze.backbone_trains(args.freeze, args.unfreeze), "a backbone that trains or thaws"
+    unmixed = not (args.mixup or args.cutmix), "neither --mixup nor --cutmix, which blend the pictures themselves"
     listing = not args.list_layers, "training: --list-layers shows the network with a linear head"
-    refuse_idle(parser, typed, {
-        "momentum": (args.optimizer in ("sgd", "rmsprop"), "--optimizer sgd or rmsprop"),
-        "hidden": (args.head == "mlp", "--head mlp"),
-        "unfreeze": (args.freeze != "none", "something frozen by --freeze"),
-        "backbone_lr_scale": thawing, "layer_decay": thawing, "head": listing, "dropout": listing,
+    refuse_idle(parser, typed, shared_rules(args, freeze.backbone_trains(args.freeze, args.unfreeze)) | {
+        "cache_features": unmixed, "hidden": (args.head == "mlp", "--head mlp"), "head": listing, "dropout": listing,
         "focal_gamma": (args.loss == "focal", "--loss focal"), "costs": (args.loss == "cost", "--loss cost"),
         "class_weights": by_class, "label_smoothing": by_class, "mixup": blended, "cutmix": blended,
         "class_weight_mean": (args.class_weights, "--class-weights"),
-        "step_epochs": (args.schedule == "step", "--schedule step"),
-        "plateau_epochs": (args.schedule == "plateau", "--schedule plateau"),
-        "gamma": (args.schedule in ("step", "plateau"), "--schedule step or plateau"),
     })
     fill_defaults(args)
     return args, saved
@@ -178,6 +169,9 @@ def train(args, saved, stop):
     # ---- 5 freezing --------------------------------------------------------------------------------------------------
     freeze.freeze(model, args.freeze, heads)  # requires_grad = False; train_mode() in section 10 does the other half
     groups = freeze.param_groups(model, heads, args.lr, args.weight_decay, args.backbone_lr_scale, args.layer_decay)
+    head_side = freeze.head_side(model, heads) if args.cache_features else None
+    if head_side and (name := freeze.trains_beyond(model, head_side)):
+        raise freeze.FreezeError(f"--cache-features needs a frozen backbone, such as --freeze backbone: {name} trains")
     start_epoch, past = (saved["epoch"], saved["options"]["unfreeze"]) if saved else (0, [])
     next_thaw = start_epoch + 1 if saved and saved["sums"] else start_epoch  # stopped within an epoch: its thaw is past
     thaws = freeze.plan_thaws(args.unfreeze, past, next_thaw)
@@ -262,7 +256,7 @@ def train(args, saved, stop):
 
     # ---- 9 several GPUs ----------------------------------------------------------------------------------------------
     # `network` runs; `model` is frozen, thawed and saved: the same parameters under their plain names.
-    network = nn.DataParallel(model) if gpus > 1 else model
+    whole = network = nn.DataParallel(model) if gpus > 1 else model
 
     # ---- 10 the loop -------------------------------------------------------------------------------------------------
     size, resize_size, interpolation = (preprocessing[k] for k in ("image_size", "resize_size", "interpolation"))
@@ -274,8 +268,8 @@ def train(args, saved, stop):
 
     def loader_of(split):
         plain = data.eval_transform(size, interpolation, resize_size)
-        listed = data.ImageList(images.splits[split], plain, size=2 * size)
-        return data.make_loader(listed, data.SeededBatches(len(listed), args.batch_size), args.workers)
+        pictures = data.ImageList(images.splits[split], plain, size=2 * size)
+        return data.make_loader(pictures, data.SeededBatches(len(pictures), args.batch_size), args.workers)
 
     @torch.inference_mode()
     def evaluate(batches, dtype):
@@ -313,6 +307,23 @@ def train(args, saved, stop):
                 save_here()
             raise
 
+    if head_side:  # what cached features depend on
+        depends_on = train_images, val_loader.dataset, checkpoint.machine(), precision, args.batch_size
+        key = data.features_key(model.state_dict(), head, *depends_on)
+
+    def features_of(split, loader, view=0):
+        """Batches of what the frozen backbone makes of a split: computed once for each view, as epoch `view` would."""
+        file, pictures, order = output / f"features_{split}_{view}.bin", loader.dataset, loader.batch_sampler
+        if data.read_features(file, key) is None:
+            views = data.SeededBatches(len(pictures), args.batch_size, args.seed, order.shuffle, epoch=view)
+            found = batches_of(data.make_loader(pictures.numbered(), views, args.workers))
+            bar = tqdm(found, f"features of {split}", len(views), leave=False, disable=None)
+            model.eval()
+            with torch.inference_mode(), torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+                data.write_features(file, key, (
+                    (freeze.head_input(model, head_side, data.to_input(x, mean, std)), numbers) for x, numbers in bar))
+        return data.feature_batches(data.read_features(file, key), pictures.labels(), order)
+
     print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
           f"{freeze.group_table(model, heads, optimizer.param_groups)}\n")
 
@@ -330,12 +341,19 @@ def train(args, saved, stop):
             count = freeze.thaw(model, thaws[epoch], heads, optimizer.param_groups)
             print(f"thaw: {thaws[epoch]}, {count:,} parameters")
 
-        freeze.train_mode(network)  # model.train(), and eval() on every frozen part: no running statistics move there
         order.epoch = epoch
         order.start = min((step - epoch * steps_per_epoch) * args.accumulate, len(batch_sizes))  # 0 unless resumed
         sums = sums or dict.fromkeys(["images", "loss", "hits", "norm", "skipped_steps", "seconds"], 0.0)
         started = time.perf_counter() - sums["seconds"]
-        bar = tqdm(batches_of(train_loader, args.accumulate), f"epoch {epoch}", len(batch_sizes), leave=False,
+        network, source, val_source = whole, train_loader, val_loader
+        if head_side and not freeze.trains_beyond(model, head_side):
+            network = head_side
+            source = features_of("train", train_loader, epoch % args.cache_features)
+            val_source = features_of("val", val_loader)
+        elif data.drop_features(output):
+            print("the backbone trains: the cached features are dropped")
+        freeze.train_mode(model)  # model.train(), and eval() on every frozen part: no running statistics move there
+        bar = tqdm(batches_of(source, args.accumulate), f"epoch {epoch}", len(batch_sizes), leave=False,
                    disable=None, initial=order.start)
         for i, (x, y) in enumerate(bar, order.start):
             x, y = data.to_input(x, mean, std), y.to(device, non_blocking=True)
@@ -381,7 +399,7 @@ def train(args, saved, stop):
                 save_here()
         train_loss, train_seconds = float(sums["loss"]) / sums["images"], time.perf_counter() - started
 
-        outputs, labels = evaluate(batches_of(val_loader), amp_dtype)
+        outputs, labels = evaluate(batches_of(val_source), amp_dtype)
         confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes))
         scores = {"val_loss": criterion(outputs, labels).item()}
         losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", way_out())
@@ -421,6 +439,7 @@ def train(args, saved, stop):
     # ---- the end: best.pt, once, on the test split, which has chosen nothing -----------------------------------------
     best_state = checkpoint.load(output / "best.pt", script="train_classifier")
     model.load_state_dict(best_state["model"])
+    network = whole
     split = "test" if "test" in images.splits else "val"
     outputs, labels = evaluate(batches_of(loader_of(split), saving=False), None)  # in float32, as predict.py does
     confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes)).cpu()

@@ -149,12 +149,28 @@ def train_and_predict(row, root):
     return ", ".join(done)
 
 
+def features_are_exact(name):
+    """Is the head's side, given what the backbone makes of a batch, the whole network bit for bit? (--cache-features)"""
+    model = build(name, fill=True, num_classes=3, **models.build_options(name, size_of(name), auxiliary=False)).eval()
+    model.to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, size_of(name), size_of(name)).contiguous(memory_format=torch.channels_last)
+    side = freeze.head_side(model, freeze.find_head(model))
+    with torch.inference_mode():
+        return torch.equal(side(freeze.head_input(model, side, x)), model(x))
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", action="store_true", help="train, save, rebuild and predict with each: about an hour")
+    parser.add_argument("--features", action="store_true", help="only: can features be cached exactly? some minutes")
     parser.add_argument("--models", metavar="A,B", help="these alone (default: all)")
     parser.add_argument("--out", metavar="FILE", help="write the table there too")
     args = parser.parse_args(argv)
+    names = args.models.split(",") if args.models else models.model_names()
+    if args.features:
+        exact = [name for name in names if features_are_exact(name)]
+        print(f"exact for {len(exact)} of {len(names)} networks; not for: {', '.join(set(names) - set(exact)) or 'none'}")
+        return
 
     lines = []
 
@@ -166,7 +182,7 @@ def main(argv=None):
     quick = [mock.patch.object(module, "build", build) for module in (train_classifier, models)]
     with tempfile.TemporaryDirectory() as folder, quick[0], quick[1]:
         draw_pictures(Path(folder, "data"))
-        for name in args.models.split(",") if args.models else models.model_names():
+        for name in names:
             row = row_of(name)
             if not lines:
                 columns = [k if k not in SPECS else f"train under `{k}`" for k in row if k != "middle"]
