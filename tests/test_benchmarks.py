@@ -129,3 +129,39 @@ def test_which_model_measures_each_network(capsys):
     row = next(line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith(f"| `{MODEL}`"))
     assert row[2].strip() == "1.4 M" and row[3].strip() == "60.6 %"
     assert all(float(cell) > 0 for cell in row[4:7])
+
+
+def test_the_plain_loop_of_the_tutorials(pictures, weights, tmp_path, capsys):
+    others = program("others")
+    torch.save(torchvision.models.resnet18(num_classes=7).state_dict(), tmp_path / "w.pth")
+    others.main(["plain", "--data", str(pictures), "--weights", str(tmp_path / "w.pth"), "--size", "32", "--workers", "0", "--frozen"])
+    assert capsys.readouterr().out.startswith("plain: accuracy 0.")
+
+
+def test_speed_takes_ratios_within_rounds(monkeypatch, pictures, capsys):
+    speed = program("speed")
+    seen = []
+    seconds = iter([1.0, 3.0, 7.0, 2.0, 6.0, 10.0])  # start-up, ours, plain, in two rounds
+    monkeypatch.setattr(speed, "seconds_of", lambda command, python, folder: (seen.append(command), next(seconds))[1])
+    speed.main(["--data", str(pictures), "--weights", "w.pth", "--sides", "ours,plain", "--rounds", "2"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| ours", "| plain"))]
+    assert rows[0] == ["| ours", "4.5", "3.0 to 6.0", "1.00", "1.00 |"]
+    assert rows[1] == ["| plain", "8.5", "7.0 to 10.0", "2.00", "2.50 |"]  # 7/3 and 10/6; 6/2 and 8/4
+    train_classifier.read_arguments(seen[1][1:])
+    assert seen[1][0] == "train_classifier.py" and seen[2][:2] == ["benchmarks/others.py", "plain"]
+    for command in speed.JOBS["head"].values():
+        if command.startswith("train_classifier.py"):
+            words = command.format(data="--data x", weights="--weights none", workers=1, output="y").split()
+            train_classifier.read_arguments(words[1:])
+
+
+def test_crash_sees_a_single_bit():
+    crash = program("crash")
+    a = {"model": {"w": torch.tensor([1.0, 0.0])}, "history": [{"loss": float("nan"), "seconds": 1.0}], "options": {"workers": 1}}
+    b = {"model": {"w": torch.tensor([1.0, 0.0])}, "history": [{"loss": float("nan"), "seconds": 2.0}], "options": {"workers": 4}}
+    assert crash.differences(a, b, "x") == []
+    b["model"]["w"][1] = -0.0
+    assert crash.differences(a, b, "x") == ["x model w"]
+    b["model"]["w"][1] = 0.0
+    b["history"][0]["loss"] = 1.0
+    assert crash.differences(a, b, "x") == ["x history 0 loss (nan and 1.0)"]
