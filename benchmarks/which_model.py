@@ -42,13 +42,13 @@ def seconds(function, device, least):
     return statistics.median(times[1:])
 
 
-def measure(name, device, least, batch=32, size=224):
+def measure(name, device, least, batch=32, size=224, amp="auto"):
     """(ms per image, training images/s with everything, with the head alone)."""
     model = models.build(name, num_classes=2, **models.build_options(name, size)).to(device)
     model = model.to(memory_format=torch.channels_last)
     x = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
     y = torch.arange(batch, device=device) % 2
-    _, _, amp_dtype = models.pick_precision("auto", model, device)
+    _, _, amp_dtype = models.pick_precision(amp, model, device)
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
 
     @torch.inference_mode()
@@ -73,14 +73,30 @@ def measure(name, device, least, batch=32, size=224):
     return found
 
 
+def compare_precisions(names, device, args):
+    """What --amp auto chooses, beside what it could choose: training images/s in float32 and in bf16, in turn."""
+    print("| network | `--amp auto` | everything, float32 | bf16 | head alone, float32 | bf16 |\n|---|---|---|---|---|---|")
+    for name in names:
+        chosen = models.auto_precision(models.build(name), device)[0]
+        rounds = [[measure(name, device, args.seconds, args.batch_size, amp=amp)[1:] for amp in ("off", "bf16")]
+                  for _ in range(args.rounds)]
+        cells = [[one[precision][what] for one in rounds] for what in (0, 1) for precision in (0, 1)]
+        cells = [f"{statistics.median(c):.1f} ({min(c):.1f} to {max(c):.1f})" for c in cells]
+        print(f"| `{name}` | {chosen} | {' | '.join(cells)} |", flush=True)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=CHOICE, metavar="A,B", help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="(default %(default)s)")
     parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="per measurement (default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="of training (default %(default)s)")
+    parser.add_argument("--precisions", action="store_true", help="compare float32 and bf16 instead")
     args = parser.parse_args(argv)
     device = models.pick_device()
+    if args.precisions:
+        compare_precisions(args.models.split(","), device, args)
+        return
     found = {name: [] for name in args.models.split(",")}
     for _ in range(args.rounds):
         for name, rounds in found.items():
