@@ -203,7 +203,8 @@ def train(args, saved, stop):
     optimizer_class = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
                        "rmsprop": torch.optim.RMSprop, "adagrad": torch.optim.Adagrad}[args.optimizer]
     momentum = {"momentum": args.momentum} if args.optimizer in ("sgd", "rmsprop") else {}
-    optimizer = optimizer_class(groups, **momentum)
+    fused = {"fused": True} if args.optimizer in ("sgd", "adam", "adamw") and device.type in ("cpu", "cuda") else {}
+    optimizer = optimizer_class(groups, **momentum, **fused)  # fused: all parameters in one call, several times as fast
 
     order = data.SeededBatches(len(images.splits["train"]), args.batch_size, args.seed, shuffle=True)
     batch_sizes = order.sizes()
@@ -326,7 +327,6 @@ def train(args, saved, stop):
 
     print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
           f"{freeze.group_table(model, heads, optimizer.param_groups)}\n")
-
     if start_epoch >= args.epochs:
         print(f"all {start_epoch} epochs are done; to train longer, give more --epochs")
     ending.wait_for_steps(stop, functools.partial(checkpoint.resume_command, "train_classifier", output))
