@@ -54,7 +54,8 @@ class QuickInit(TorchFunctionMode):
         # torch.nn.init's functions, and those of them that call a method of the parameter at once (xavier_uniform_)
         tensor = args[0] if args else (kwargs or {}).get("tensor")
         if getattr(func, "__name__", "") in RANDOM_INIT and isinstance(tensor, nn.Parameter):
-            bound = (3 / max(1, tensor[0].numel())) ** 0.5 if tensor.ndim > 1 else 0.1
+            # below 1: older versions of trunc_normal_ go on to compute erfinv of it
+            bound = min(0.9, (3 / max(1, tensor[0].numel())) ** 0.5) if tensor.ndim > 1 else 0.1
             return tensor.detach().uniform_(-bound, bound) if self.fill else tensor
         return func(*args, **(kwargs or {}))
 
