@@ -85,8 +85,8 @@ def refuse_idle(parser, typed, rules):
 
 # A resumed run may change these and nothing else: the rest decides what has been learned so far.
 MAY_CHANGE = {"data", "labels", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay", "patience",
-              "unfreeze", "workers", "device", "output", "resume", "list_layers", "log_every", "save_every", "keep_every",
-              "on_bad_image", "batch_size", "accumulate"}
+              "unfreeze", "workers", "device", "output", "resume", "list_layers", "log_every", "save_every",
+              "keep_every", "on_bad_image", "batch_size", "accumulate"}
 DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 
 

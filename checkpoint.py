@@ -37,7 +37,7 @@ def save(state, folder, best=False, name="last.pt", keep=None, way_out="lower --
     if broken := _not_finite(state):
         raise CheckpointError(f"not saved: {broken} is no longer finite; try half the rate: {way_out}")
     folder = Path(folder)
-    temporary = folder / f"{name}.tmp"
+    temporary = _temporary(folder / name)
     others = [folder / other for other in (keep, "best.pt" if best else None) if other]
     try:
         # Unlinked, not overwritten: after a kill between the renames it may be a second name of best.pt.
@@ -47,14 +47,19 @@ def save(state, folder, best=False, name="last.pt", keep=None, way_out="lower --
             file.flush()
             os.fsync(file.fileno())
         for other in others:
-            _link(temporary, Path(f"{other}.tmp"))
-            os.replace(f"{other}.tmp", other)
+            _link(temporary, _temporary(other))
+            os.replace(_temporary(other), other)
         os.replace(temporary, folder / name)
         _sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        _remove(temporary, *(f"{other}.tmp" for other in others))
+        _remove(temporary, *map(_temporary, others))
         raise CheckpointError(f"could not write {folder / name} ({error}): make room; earlier checkpoints are as they "
                               "were") from error
+
+
+def _temporary(path):
+    """With the process number, so that two runs in one folder, started by mistake, do not write into the same file."""
+    return Path(f"{path}.{os.getpid()}.tmp")
 
 
 def _not_finite(state):
@@ -78,13 +83,14 @@ def set_aside_later_epochs(saved, folder):
         state = load(path, saved["script"])
         return state["epoch"], state["step"]
 
-    here, last, said = (saved["epoch"], saved["step"]), Path(folder, "last.pt"), []
-    end = place(last) if last.exists() else here
-    if end <= here:
+    here, said, last = (saved["epoch"], saved["step"]), [], Path(folder, "last.pt")
+    if last.exists() and place(last) <= here:
         return said
-    end = end[0]
-    for path in (*(path for kind in KEPT for path in Path(folder).glob(kind)), Path(folder, "best.pt"), last):
-        if "_until_" not in path.name and path.exists() and place(path) > here:
+    files = [path for kind in KEPT for path in Path(folder).glob(kind) if "_until_" not in path.name]
+    places = {path: place(path) for path in (*files, Path(folder, "best.pt"), last) if path.exists()}
+    end = max([here, *places.values()])[0]
+    for path in places:
+        if places[path] > here:
             kept, number = path.with_name(f"{path.stem}_until_{end}.pt"), 1
             while kept.exists():
                 number += 1
@@ -107,8 +113,8 @@ def go_on_in(folder, saved, file):
     if history and not best.exists():
         found = beside.exists() and load(beside, saved["script"])["epoch"] <= saved["epoch"]
         try:
-            _copy(beside if found else file, best.with_name("best.pt.tmp"))
-            os.replace(best.with_name("best.pt.tmp"), best)
+            _copy(beside if found else file, _temporary(best))
+            os.replace(_temporary(best), best)
         except OSError as error:
             raise CheckpointError(f"could not write {best} ({error.strerror})") from error
         if not found:
@@ -116,8 +122,15 @@ def go_on_in(folder, saved, file):
                       "epochs_without_gain": 0}
             said.append(f"best.pt of the epochs before {saved['epoch']} is not there any more: {file} is best.pt for "
                         "now")
-    write_csv(history, Path(folder, "history.csv"))
+    if history:
+        write_csv(history, Path(folder, "history.csv"))
+    elif _starts_with(Path(folder, "history.csv"), "epoch,"):  # of epochs that are set aside now
+        _remove(Path(folder, "history.csv"))
     return said
+
+
+def _starts_with(path, text):
+    return path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(text)
 
 
 def _link(source, target):
@@ -190,11 +203,8 @@ def refuse_other_files(path, columns=None):
 
 
 def write_csv(rows, path):
-    """Write a list of dicts with the same keys as a CSV file, replacing an earlier one in one step. (No rows: none.)"""
-    refuse_other_files(path, list(rows[0]) if rows else None)
-    if not rows:
-        _remove(path)
-        return
+    """Write a list of dicts with the same keys as a CSV file, replacing an earlier one in one step."""
+    refuse_other_files(path, list(rows[0]))
     # surrogateescape: a file name may hold any bytes
     with _replacing(path, newline="", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
@@ -212,11 +222,11 @@ def write_json(options, path):
 def _replacing(path, **how):
     """Open a temporary text file that takes the place of `path` when the block has ended well."""
     try:
-        with open(f"{path}.tmp", "w", encoding="utf-8", **how) as file:
+        with open(_temporary(path), "w", encoding="utf-8", **how) as file:
             yield file
-        os.replace(f"{path}.tmp", path)
+        os.replace(_temporary(path), path)
     except OSError as error:
-        _remove(f"{path}.tmp")
+        _remove(_temporary(path))
         raise CheckpointError(f"could not write {path} ({error.strerror})") from error
 
 
@@ -244,7 +254,9 @@ def start_folder(folder, options):
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for stray in [path for name in WRITTEN for path in Path(folder).glob(f"{name}.tmp")]:
+        if Path(folder, "args.json").exists() and not _starts_with(Path(folder, "args.json"), "{\n  \"data\": "):
+            raise CheckpointError(f"{folder}/args.json is not of a run: it was left as it is, give another --output")
+        for stray in [path for name in WRITTEN for path in Path(folder).glob(f"{name}.[0-9]*.tmp")]:
             stray.unlink()
     except OSError as error:
         raise CheckpointError(f"cannot write into the run folder {folder} ({error.strerror}): "
@@ -272,14 +284,14 @@ def resume_arguments(args, typed, script, may_change):
         args.resume, args.output = str(file), typed.get("output", str(file.parent))
     # Two runs may start in the same second: the process number keeps them apart.
     args.output = args.output or time.strftime(f"runs/{script}/%Y-%m-%d_%H-%M-%S_{os.getpid()}")
-    if saved is None or Path(args.output).resolve() != file.resolve().parent:
-        found = sorted(Path(args.output).glob("*.pt"), key=os.path.getmtime)
+    if saved is None or Path(args.output).resolve() != file.parent.resolve():
+        found = sorted(Path(args.output).glob("*.pt"))
         # Killed before its first save was complete, a run has files but no last.pt: a bare --resume begins it again.
         begun = Path(args.output, "history.csv").exists() or any(load(path)["epoch"] > 1 for path in found)
-        if found and (begun or args.resume != ""):
-            last = file if file in found else found[-1]
-            raise CheckpointError(f"{args.output} already holds a run: go on with it by --resume {last}, or give "
-                                  "another --output")
+        if begun or found and args.resume != "":
+            known = [path for path in (file, file.with_name("best.pt"), *found) if path in found]
+            go_on = f"go on with it by --resume {known[0]}, or " if known else ""
+            raise CheckpointError(f"{args.output} already holds a run: {go_on}give another --output")
     return args, saved
 
 

@@ -423,7 +423,7 @@ def _live_and_die_with_the_script(worker_id):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     # Not passed over for good: multiprocessing itself ends its processes by SIGTERM, and waits for them.
-    signal.signal(signal.SIGTERM, lambda *_: later(time.sleep, 5))
+    signal.signal(signal.SIGTERM, lambda *_: later(time.sleep, 60))
 
     def later(wait, *args):
         threading.Thread(target=lambda: (wait(*args), os._exit(1)), daemon=True).start()
@@ -518,7 +518,7 @@ def write_features(file, key, batches):
     """Write the features of a split, from batches of (features (N, ...), numbers of the pictures (N,)), to a file that
     is there when it is complete, and may be larger than memory. Raises DataError.
     """
-    numbers, raw = [], f"{file}.raw.tmp"
+    numbers, raw, temporary = [], f"{file}.raw.{os.getpid()}.tmp", f"{file}.{os.getpid()}.tmp"
 
     @contextlib.contextmanager
     def writing():
@@ -542,10 +542,10 @@ def write_features(file, key, batches):
         with writing():
             features = torch.from_file(raw, size=math.prod(shape), dtype=x.dtype).view(shape)
             state = {"key": key, "numbers": torch.tensor(numbers), "features": features, "channels_last": channels_last}
-            torch.save(state, f"{file}.tmp")
-            os.replace(f"{file}.tmp", file)
+            torch.save(state, temporary)
+            os.replace(temporary, file)
     finally:
-        for path in (raw, f"{file}.tmp"):
+        for path in (raw, temporary):
             Path(path).unlink(missing_ok=True)
 
 

@@ -11,6 +11,8 @@ This file needs the standard library alone and can be copied into any project.
 """
 
 import contextlib
+import errno
+import io
 import multiprocessing
 import os
 import signal
@@ -44,11 +46,13 @@ def stop_signals():
         if os.getpid() != me:  # in a forked worker that has not yet set handlers of its own
             return
         if not stop.waiting:
+            for other in before:  # one is enough
+                signal.signal(other, signal.SIG_IGN)
             raise Stopped(number)
         if stop.signal is None:
             stop.signal, stop.since = number, time.monotonic()
             if hasattr(signal, "SIGCHLD"):  # that a DataLoader's worker ends is no error from now on
-                before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
+                before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, _ignore))
             with contextlib.suppress(OSError):  # os.write: print may not be called from within print
                 os.write(2, b"\nstopping after this step; Ctrl-C again leaves at once, with what was saved before\n")
         elif number == signal.SIGINT and time.monotonic() - stop.since > 0.5:  # wrappers pass one Ctrl-C on twice
@@ -78,13 +82,17 @@ def leave_if_asked(stop):
         raise Stopped(stop.signal)
 
 
+def _ignore(number, frame):
+    """Not SIG_DFL: Python would complain about a signal that is on its way."""
+
+
 def _end_processes(others):
     """Kill the processes that multiprocessing has started, but for `others`. (A DataLoader waits for its workers.)"""
     ours = [process for process in multiprocessing.active_children() if process not in others]
     main_thread = threading.current_thread() is threading.main_thread()
     if not (ours and main_thread and hasattr(signal, "SIGCHLD")):
         return
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's own takes a killed worker for an error
+    handler = signal.signal(signal.SIGCHLD, _ignore)  # DataLoader's own takes a killed worker for an error
     for process in ours:
         process.kill()
     for process in ours:
@@ -130,23 +138,28 @@ def forgiving_output():
     """Within the block, print and progress bars go on in silence when the terminal, pipe or full disk behind stdout or
     stderr takes no more: hours of training are not lost for a line of text. Characters that it cannot show are escaped.
     """
+    for _ in (0, 1, 2):  # where one is closed, the next file that is opened would take its place
+        with contextlib.suppress(OSError):
+            if (nowhere := os.open(os.devnull, os.O_RDWR)) > 2:
+                os.close(nowhere)
     streams = sys.stdout, sys.stderr
     for name, stream in zip(("stdout", "stderr"), streams, strict=True):
         if hasattr(stream, "reconfigure"):
             with contextlib.suppress(OSError):  # closed already
                 stream.reconfigure(errors="backslashreplace")
-        if stream is not None:  # closed from the start: print passes over it by itself
-            setattr(sys, name, _Forgiving(stream))
+        setattr(sys, name, _Forgiving(stream or io.StringIO()))  # None: closed from the start
     try:
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         sys.stdout, sys.stderr = streams
 
 
 # ---- the last line
+
+# Too many open files, no space (for the workers' shared memory), read-only.
+FULL = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -157,9 +170,11 @@ def tidy(*errors):
     with forgiving_output(), stop_signals() as stop:
         try:
             yield stop
-        except (*errors, RuntimeError, MemoryError, KeyboardInterrupt) as error:
+        except (*errors, RuntimeError, OSError, MemoryError, KeyboardInterrupt) as error:
+            if stop.signal is not None and "DataLoader worker" in str(error):  # ended by the same signal
+                error = Stopped(stop.signal)
             words, status = last_words(error, stop.go_on())
-            bar = "\r\x1b[K" if sys.stderr is not None and sys.stderr.isatty() else ""  # clears a progress bar
+            bar = "\r\x1b[K" if sys.stderr.isatty() else ""  # clears a progress bar
             print(f"{bar}{words}", file=sys.stderr)
             sys.exit(status)
 
@@ -184,9 +199,11 @@ def last_words(error, command=""):
     elif isinstance(error, RuntimeError) and "DataLoader worker" in text:
         text = (f"error: {text.partition('. ')[0].rstrip('. ')}: perhaps memory has run out; take fewer --workers, or "
                 "0 (in a container, more shared memory: --shm-size)")
+    elif isinstance(error, OSError) and error.errno in FULL:
+        text = f"error: {text}: perhaps fewer --workers (in a container, more shared memory: --shm-size)"
     elif isinstance(error, RuntimeError) and "deterministic" in text:
         text = f"error: {text.partition(' does not have')[0]} has no deterministic form here: leave out --deterministic"
-    elif isinstance(error, RuntimeError):
+    elif isinstance(error, (RuntimeError, OSError)):
         raise error
     else:
         text = f"error: {text}"

@@ -293,13 +293,13 @@ def train(args, saved, stop):
         sums["seconds"] = time.perf_counter() - started
         save(epoch, {k: float(v) for k, v in sums.items()} if sums["images"] else None)
 
-    def batches_of(loader, per_step=1, saving=True):
+    def batches_of(loader, per_step=1, at_least=0, saving=True):
         """Batches of the running epoch; a stop signal or an unreadable picture ends the run here, with its state saved
         if that is between two optimizer steps.
         """
         count = 0
         try:
-            for count, batch in enumerate(data.batches(loader, skipped, at_least=2, say=tqdm.write), start=1):
+            for count, batch in enumerate(data.batches(loader, skipped, at_least, tqdm.write), start=1):
                 yield batch
                 if count % per_step == 0:
                     ending.leave_if_asked(stop)
@@ -317,7 +317,7 @@ def train(args, saved, stop):
         file, pictures, order = output / f"features_{split}_{view}.bin", loader.dataset, loader.batch_sampler
         if data.read_features(file, key) is None:
             views = data.SeededBatches(len(pictures), args.batch_size, args.seed, order.shuffle, epoch=view)
-            found = batches_of(data.make_loader(pictures.numbered(), views, args.workers))
+            found = batches_of(data.make_loader(pictures.numbered(), views, args.workers), at_least=2 * order.shuffle)
             bar = tqdm(found, f"features of {split}", len(views), leave=False, disable=None)
             model.eval()
             with torch.inference_mode(), torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
@@ -353,7 +353,7 @@ def train(args, saved, stop):
         elif data.drop_features(output):
             print("the backbone trains: the cached features are dropped")
         freeze.train_mode(model)  # model.train(), and eval() on every frozen part: no running statistics move there
-        bar = tqdm(batches_of(source, args.accumulate), f"epoch {epoch}", len(batch_sizes), leave=False,
+        bar = tqdm(batches_of(source, args.accumulate, at_least=2), f"epoch {epoch}", len(batch_sizes), leave=False,
                    disable=None, initial=order.start)
         for i, (x, y) in enumerate(bar, order.start):
             x, y = data.to_input(x, mean, std), y.to(device, non_blocking=True)
@@ -439,7 +439,7 @@ def train(args, saved, stop):
     # ---- the end: best.pt, once, on the test split, which has chosen nothing -----------------------------------------
     best_state = checkpoint.load(output / "best.pt", script="train_classifier")
     model.load_state_dict(best_state["model"])
-    network = whole
+    network, skipped = whole, skipped and {}  # what can be read now
     split = "test" if "test" in images.splits else "val"
     outputs, labels = evaluate(batches_of(loader_of(split), saving=False), None)  # in float32, as predict.py does
     confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes)).cpu()

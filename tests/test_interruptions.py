@@ -172,6 +172,7 @@ def dying(function, place):
     calls = iter(range(1000))
     def call(*args, **kwargs):
         name = os.path.basename(os.readlink(f"/proc/self/fd/{args[0]}") if isinstance(args[0], int) else str(args[-1]))
+        name = name.replace(f".{os.getpid()}.tmp", ".tmp")
         if (name == WANTED or WANTED == "" and name.endswith("broken")) and next(calls) == place:
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
@@ -206,10 +207,11 @@ def test_the_same_command_begins_again_where_nothing_was_saved(lives, train, pic
     options = ["--freeze", "backbone", "--unfreeze", "0:stage4", "--resume"]
     whole = train(*options, weights=weights)
     words = command_line(options, SMALL | {"data": pictures, "weights": weights, "output": tmp_path / "broken"})
-    for file, left in (("best.pt", ["before_unfreeze_0.pt", "best.pt.tmp"]), ("last.pt", ["before_unfreeze_0.pt", "best.pt"])):
+    for file, left in (("best.pt", ["before_unfreeze_0", "best.pt."]), ("last.pt", ["before_unfreeze_0", "best.pt"])):
         life = lives.start("train_classifier", *words, before=f"WANTED = {file!r}\n{KILL_BEFORE}\nos.replace = dying(os.replace, 0)")
         assert life.wait() == -signal.SIGKILL, life.err
-        assert sorted(p.name for p in (tmp_path / "broken").glob("b*")) == left
+        found = sorted(p.name for p in (tmp_path / "broken").glob("b*"))
+        assert len(found) == 2 and all(map(str.startswith, found, left)) and found[1].endswith(".tmp") == (file == "best.pt")
     assert lives.start("train_classifier", *words).wait() == 0
     assert_the_same_run(whole, tmp_path / "broken")
     # but not where epochs would be lost
@@ -219,12 +221,45 @@ def test_the_same_command_begins_again_where_nothing_was_saved(lives, train, pic
     assert f"already holds a run: go on with it by --resume {tmp_path}/two/best.pt" in error
 
 
+def test_files_of_the_users_own_are_left_as_they_are(train, weights, tmp_path, error_of):
+    run = train("--freeze", "backbone", "--unfreeze", "0:stage4", weights=weights)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "history.csv").write_text("my,own\n1,2\n")
+    assert "mine already holds a run: give another --output" in error_of(train, output=mine)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, 1)
+        train_classifier.main(["--resume", str(run / "before_unfreeze_0.pt"), "--output", str(mine), "--epochs", "2"])
+    assert (mine / "history.csv").read_text() == "my,own\n1,2\n"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "args.json").write_text('{"mine": 1}')
+    assert "args.json is not of a run" in error_of(train, output=other)
+    assert (other / "args.json").read_text() == '{"mine": 1}'
+
+
+def test_a_link_to_a_checkpoint(train, tmp_path):
+    run = train()
+    os.symlink(run / "last.pt", tmp_path / "latest.pt")
+    train_classifier.main(["--resume", str(tmp_path / "latest.pt"), "--epochs", "2", "--output", str(tmp_path / "more")])
+    assert read(tmp_path / "more" / "last.pt")["epoch"] == 2 and read(run / "last.pt")["epoch"] == 1
+
+
+def test_going_back_without_a_last_pt_keeps_what_is_left_behind(train, weights):
+    run = train("--keep-every", 1, weights=weights, epochs=3)
+    (run / "last.pt").unlink()
+    kept = (run / "epoch_2.pt").read_bytes()
+    train_classifier.main(["--resume", str(run / "epoch_0.pt"), "--lr", "0"])
+    assert (run / "epoch_2_until_3.pt").read_bytes() == kept != (run / "epoch_2.pt").read_bytes()
+
+
 def test_what_a_killed_run_left_half_written_is_removed_and_nothing_else(train, tmp_path):
     run = train()
-    for name in ("last.pt.tmp", "best.pt.tmp", "epoch_3.pt.tmp", "history.csv.tmp", "mine.pt.tmp", "mine.csv"):
+    mine = ["best.pt.tmp", "mine.csv", "mine.pt.1.tmp"]
+    for name in ("last.pt.1.tmp", "best.pt.22.tmp", "epoch_3.pt.333.tmp", "history.csv.4.tmp", *mine):
         (run / name).write_text("x")
     train_classifier.main(["--resume", str(run / "last.pt")])
-    assert sorted(p.name for p in run.iterdir() if p.read_bytes() == b"x") == ["mine.csv", "mine.pt.tmp"]
+    assert sorted(p.name for p in run.iterdir() if p.read_bytes() == b"x") == mine
 
 
 def gone(pids, seconds):
@@ -421,6 +456,28 @@ def test_real_lack_of_memory(lives, pictures, tmp_path):
     assert life.wait() == 2 and life.err.count("\n") == 1 and "take a smaller --batch-size" in life.err, life.err
 
 
+def test_with_stderr_closed_from_the_start(lives, pictures, tmp_path):
+    """No file may take its number, or messages would be written into that."""
+    before = "import os, sys\nos.close(2)\nsys.stderr = None"
+    words = command_line([], SMALL | {"data": pictures, "output": tmp_path / "run", "epochs": 2})
+    assert lives.start("train_classifier", *words, before=before).wait() == 0
+    assert len(history(tmp_path / "run")) == 2
+
+
+def test_too_many_open_files(lives, pictures, tmp_path):
+    before = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))"
+    words = command_line([], SMALL | {"data": pictures, "output": tmp_path / "run", "workers": 8})
+    life = lives.start("train_classifier", *words, before=before)
+    assert life.wait() == 2 and "Too many open files: perhaps fewer --workers" in life.err.splitlines()[-1], life.err
+
+
+def test_two_signals_at_once_before_the_loop(lives, pictures, tmp_path):
+    before = ("import data, os, signal\n"
+              "data.find_images = lambda *a: (os.kill(os.getpid(), signal.SIGTERM), os.kill(os.getpid(), signal.SIGINT), 1 / 0)")
+    life = lives.start("train_classifier", *command_line([], SMALL | {"data": pictures, "output": tmp_path / "x"}), before=before)
+    assert life.wait() in (130, 143) and life.err.count("\n") == 1, life.err
+
+
 def test_a_worker_that_is_killed(lives, pictures, tmp_path):
     before = "import data, os, signal\ndata.decode = lambda *a: os.kill(os.getpid(), signal.SIGKILL)"
     words = command_line([], SMALL | {"data": pictures, "output": tmp_path / "run", "workers": 2})
@@ -533,6 +590,27 @@ def test_the_regressor_leaves_rows_out(regress, discs, tmp_path):
     with open(root / "labels.csv") as file:
         truth = {line.split(",")[0].rpartition("/")[2]: float(line.split(",")[1]) for line in file if line.startswith("test/")}
     assert found == {name: radius for name, radius in truth.items() if name != "1.png"}  # each beside its own number
+
+
+def test_a_short_batch_of_which_little_can_be_read_is_scored(train, tmp_path, capsys):
+    """Validation of 4 + 2 and test of 4 + 2, one of the last two unreadable, and again readable for the test at the end."""
+    root = draw_folder(tmp_path / "data", train=4, val=3)
+    bad, real = root / "val/dog/dog.2.png", data.decode
+    good = bad.read_bytes()
+    bad.write_bytes(b"")
+
+    def decode(path, *a):
+        if Path(path) == bad and len(seen) == 2:  # in the last evaluation
+            bad.write_bytes(good)
+        seen.extend([1] if Path(path) == bad else [])
+        return real(path, *a)
+
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "decode", decode)
+        run = train("--on-bad-image", "skip", data=root, epochs=2, batch_size=4)
+    assert [row["unreadable"] for row in history(run)] == ["1", "1"]
+    assert (run / "val_predictions.csv").read_text().count("\n") == 7
 
 
 def test_a_disk_that_has_gone_away_is_not_skipped(train, tmp_path, error_of):
