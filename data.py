@@ -423,7 +423,7 @@ def _live_and_die_with_the_script(worker_id):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     # Not passed over for good: multiprocessing itself ends its processes by SIGTERM, and waits for them.
-    signal.signal(signal.SIGTERM, lambda *_: later(time.sleep, 60))
+    signal.signal(signal.SIGTERM, lambda *_: later(time.sleep, 5))
 
     def later(wait, *args):
         threading.Thread(target=lambda: (wait(*args), os._exit(1)), daemon=True).start()

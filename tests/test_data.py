@@ -507,8 +507,9 @@ def test_a_picture_that_cannot_be_read_is_named(pictures, tmp_path, content):
             assert sum(len(y) for _, y in data.batches(loader, skipped, say=said.append)) == 6
         assert [os.path.basename(path) for path in skipped] == ["bad.jpg"]
         assert len(said) == 1 and str(bad) in said[0]  # once, though it was met twice
-        with pytest.raises(data.DataError, match="has the disk gone away"):
-            list(data.batches(loader, {}, at_least=4))
+        if workers == 0:  # a loader that is left in mid-epoch waits seconds for its workers
+            with pytest.raises(data.DataError, match="has the disk gone away"):
+                list(data.batches(loader, {}, at_least=4))
 
 
 def test_batches_can_start_in_the_middle_and_nothing_before_is_read(tmp_path, monkeypatch):
