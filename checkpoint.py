@@ -78,7 +78,6 @@ def set_aside_later_epochs(saved, folder):
     about each.
     """
 
-
     def place(path):
         state = load(path, saved["script"])
         return state["epoch"], state["step"]

@@ -516,7 +516,7 @@ def features_key(weights, head, *depends_on):
 
 def write_features(file, key, batches):
     """Write the features of a split, from batches of (features (N, ...), numbers of the pictures (N,)), to a file that
-    is there when it is complete, and may be larger than memory. Raises DataError.
+    is there when it is complete, and may be larger than memory. Returns what `read_features` does. Raises DataError.
     """
     numbers, raw, temporary = [], f"{file}.raw.{os.getpid()}.tmp", f"{file}.{os.getpid()}.tmp"
 
@@ -547,6 +547,7 @@ def write_features(file, key, batches):
     finally:
         for path in (raw, temporary):
             Path(path).unlink(missing_ok=True)
+    return read_features(file, key)
 
 
 def read_features(file, key):

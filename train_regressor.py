@@ -320,15 +320,15 @@ def train(args, saved, stop):
     def features_of(split, loader, view=0):
         """Batches of what the frozen backbone makes of a split: computed once for each view, as epoch `view` would."""
         file, pictures, order = output / f"features_{split}_{view}.bin", loader.dataset, loader.batch_sampler
-        if data.read_features(file, key) is None:
+        if (cached := data.read_features(file, key)) is None:
             views = data.SeededBatches(len(pictures), args.batch_size, args.seed, order.shuffle, epoch=view)
             found = batches_of(data.make_loader(pictures.numbered(), views, args.workers), at_least=2 * order.shuffle)
             bar = tqdm(found, f"features of {split}", len(views), leave=False, disable=None)
             model.eval()
             with torch.inference_mode(), torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                data.write_features(file, key, (
+                cached = data.write_features(file, key, (
                     (freeze.head_input(model, head_side, data.to_input(x, mean, std)), numbers) for x, numbers in bar))
-        return data.feature_batches(data.read_features(file, key), pictures.labels(), order)
+        return data.feature_batches(cached, pictures.labels(), order)
 
     print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
           f"{freeze.group_table(model, heads, optimizer.param_groups)}\n")
@@ -355,7 +355,7 @@ def train(args, saved, stop):
             network = head_side
             source = features_of("train", train_loader, epoch % args.cache_features)
             val_source = features_of("val", val_loader)
-        elif data.drop_features(output):
+        elif head_side and data.drop_features(output):
             print("the backbone trains: the cached features are dropped")
         freeze.train_mode(model)  # model.train(), and eval() on every frozen part: no running statistics move there
         bar = tqdm(batches_of(source, args.accumulate, at_least=2), f"epoch {epoch}", len(batch_sizes), leave=False,
