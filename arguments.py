@@ -5,11 +5,12 @@
     args, typed = parser.parse_args(argv), typed_options(parser, argv)
     refuse_idle(parser, typed, {"momentum": (args.optimizer == "sgd", "--optimizer sgd")})
 
-and the options that mean the same in every training script: what is frozen, the optimizer, what is saved.
+and the options that mean the same in every training script.
 This file needs the standard library alone and can be copied into any project.
 """
 
 import argparse
+import os
 
 
 def make_parser(description):
@@ -90,6 +91,31 @@ MAY_CHANGE = {"data", "labels", "epochs", "lr", "backbone_lr_scale", "layer_deca
 DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 
 
+def add_picture_options(add):
+    """Size, batches, workers, the cache, unreadable pictures. add: the `add_argument` of the group "data"."""
+    add("--image-size", type=positive, metavar="N",
+        help="pixels (default: the evaluation size of the weights; 224 for a bare local file)")
+    add("-b", "--batch-size", type=positive, default=32, metavar="N", help="pictures per batch (default %(default)s)")
+    add("-j", "--workers", type=count, default=min(4, os.cpu_count() or 1), metavar="N",
+        help="processes that decode pictures; does not change the result (default here %(default)s)")
+    add("--cache-features", type=count, default=0, metavar="K",
+        help="with a frozen backbone: put K views of each picture through it, once (default 0: one in every epoch)")
+    add("--on-bad-image", choices=["error", "skip"], default="error",
+        help="stop at a picture that cannot be read, or leave it out (default %(default)s)")
+
+
+def add_network_options(parser):
+    """The network, its weights and its head: model.py knows the words."""
+    add = parser.add_argument_group("network").add_argument
+    add("--model", default="resnet18", metavar="NAME", help="torchvision's name for the network (default %(default)s)")
+    add("--weights", default="DEFAULT", metavar="W",
+        help="DEFAULT | a torchvision weights name | none | a local .pt or .pth file (default %(default)s)")
+    add("--head", choices=["linear", "mlp"], default="linear", help="mlp: one hidden layer (default %(default)s)")
+    add("--hidden", type=number(int, 1, 65536), default=256, metavar="N", help="of the mlp (default %(default)s)")
+    add("--dropout", type=number(float, 0, 0.99), metavar="P",
+        help="beside the head (default: 0.5 in an mlp, otherwise the network's own)")
+
+
 def add_freezing_options(parser):
     """--freeze, --unfreeze, --list-layers: freeze.py knows the words."""
     add = parser.add_argument_group("freezing").add_argument
@@ -125,6 +151,20 @@ def add_optimizer_options(parser):
     add("--clip-grad", type=above, default=0.0, metavar="NORM", help="longest gradient (default: any)")
 
 
+def add_training_options(parser, metrics):
+    """Epochs, precision, device, seed. metrics: what --monitor may be, the default first."""
+    add = parser.add_argument_group("training").add_argument
+    add("--epochs", type=positive, default=15, metavar="N", help="(default %(default)s)")
+    add("--monitor", choices=metrics, default=metrics[0],
+        help="what chooses best.pt and stops early (default %(default)s)")
+    add("--patience", type=count, default=0, metavar="N",
+        help="stop after N epochs without a better --monitor (default %(default)s: never)")
+    add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision (default %(default)s)")
+    add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name such as cuda:0")
+    add("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="(default %(default)s)")
+    add("--deterministic", action="store_true", help="the same bits on a GPU, too; slower (a CPU needs no asking)")
+
+
 def add_saving_options(parser, script):
     """Where and how often to save, and --resume: checkpoint.py does it. script: its name without .py."""
     add = parser.add_argument_group("saving").add_argument
@@ -156,6 +196,8 @@ def shared_rules(args, backbone_trains):
     """Rules for `refuse_idle` about these options."""
     thawing = backbone_trains, "a backbone that trains or thaws"
     return {
+        "on_bad_image": (args.batch_size > 2 or args.on_bad_image == "error",
+                         "a --batch-size of 3 or more: too little would be left of a smaller one"),
         "momentum": (args.optimizer in ("sgd", "rmsprop"), "--optimizer sgd or rmsprop"),
         "unfreeze": (args.freeze != "none", "something frozen by --freeze"),
         "backbone_lr_scale": thawing, "layer_decay": thawing,

@@ -10,7 +10,9 @@ This file needs torch alone and can be copied into any project.
 import argparse
 import contextlib
 import csv
+import errno
 import json
+import math
 import os
 import platform
 import shlex
@@ -21,21 +23,26 @@ from pathlib import Path
 
 import torch
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be written, read or continued. The message is one line that names the way out."""
 
 
-def save(state, folder, best=False, name="last.pt", keep=None, way_out="lower --lr"):
+def save(state, folder, best=False, name="last.pt", keep=None, way_out=lambda: "lower --lr"):
     """Write `state` to folder/name; serialized once, also as folder/best.pt if it is the best so far, and under the
     name `keep`.
 
     A reader, and a run killed at any moment, finds the old file or the new one, never a torn one; best.pt is in place
-    before last.pt says so. Raises CheckpointError, which names `way_out`, for weights or optimizer states that are not
-    finite, and when the disk refuses; the files that were there stay as they were.
+    before last.pt says so. Raises CheckpointError, for weights or optimizer states that are not finite with the text
+    that `way_out()` gives, and when the disk refuses; the files that were there stay as they were.
     """
     if broken := _not_finite(state):
-        raise CheckpointError(f"not saved: {broken} is no longer finite; try half the rate: {way_out}")
+        raise CheckpointError(f"not saved: {broken} is no longer finite; try half the rate: {way_out()}")
     folder = Path(folder)
     temporary = _temporary(folder / name)
     others = [folder / other for other in (keep, "best.pt" if best else None) if other]
@@ -53,8 +60,8 @@ def save(state, folder, best=False, name="last.pt", keep=None, way_out="lower --
         _sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         _remove(temporary, *map(_temporary, others))
-        raise CheckpointError(f"could not write {folder / name} ({error}): make room; earlier checkpoints are as they "
-                              "were") from error
+        raise CheckpointError(f"could not write {folder / name} ({error}): make room, or bring the folder back; "
+                              "earlier checkpoints are as they were") from error
 
 
 def _temporary(path):
@@ -72,60 +79,72 @@ def _not_finite(state):
     return next((k for k, v in tensors.items() if not v.sum().isfinite() and not v.isfinite().all()), "")
 
 
-def set_aside_later_epochs(saved, folder):
-    """Before a run goes back to the earlier epoch that `saved` holds: rename the checkpoints of later epochs in
-    `folder`, from last.pt to last_until_<epoch>.pt and so on, so that going on overwrites none of them. Returns a line
-    about each.
+def go_on_in(folder, saved, file):
+    """Make `folder` ready for a run that is resumed from `file`, which holds `saved`.
+
+    Where the run goes back, checkpoints of later epochs are set aside: last.pt as last_until_<epoch>.pt and so on.
+    best.pt becomes that of the epochs that `saved` knows: it may be there, beside `file`, or set aside. Where it is not
+    there any more, `file` itself stands in for it, in `saved` too. last.pt comes last, so that a run killed in here, or
+    before its first save, can be resumed like any other. Returns lines about it; raises CheckpointError.
     """
+    folder, here, said, history = Path(folder), (saved["epoch"], saved["step"]), [], saved["history"]
+    best, last, beside = folder / "best.pt", folder / "last.pt", Path(file).with_name("best.pt")
+
+    def read(path):
+        try:
+            return load(path, saved["script"], mmap=True)
+        except CheckpointError:  # damaged: set aside, too
+            return {"epoch": math.inf, "step": math.inf}
 
     def place(path):
-        state = load(path, saved["script"])
-        return state["epoch"], state["step"]
+        return tuple(read(path)[k] for k in ("epoch", "step"))
 
-    here, said, last = (saved["epoch"], saved["step"]), [], Path(folder, "last.pt")
-    if last.exists() and place(last) <= here:
-        return said
-    files = [path for kind in KEPT for path in Path(folder).glob(kind) if "_until_" not in path.name]
-    places = {path: place(path) for path in (*files, Path(folder, "best.pt"), last) if path.exists()}
-    end = max([here, *places.values()])[0]
-    for path in places:
-        if places[path] > here:
-            kept, number = path.with_name(f"{path.stem}_until_{end}.pt"), 1
-            while kept.exists():
+    def is_best(path):
+        known = history[: saved["best_epoch"] + 1]
+        state = read(path) if path.exists() else {}
+        return bool(state) and state["epoch"] == len(known) and repr(state["history"]) == repr(known)
+
+    kept = [path for kind in KEPT for path in sorted(folder.glob(kind)) if "_until_" not in path.name]
+    places = {path: place(path) for path in (*kept, best, last) if path.exists()}
+    goes_back = last not in places or places[last] > here
+    later = [path for path in places if goes_back and places[path] > here]
+    end = max([here[0], *(epoch for epoch, _ in places.values() if epoch < math.inf)])
+    try:
+        for path in later:
+            aside, number = path.with_name(f"{path.stem}_until_{end}.pt"), 1
+            while aside.exists() and not os.path.samefile(aside, path):
                 number += 1
-                kept = path.with_name(f"{path.stem}_until_{end}_{number}.pt")
-            try:
-                os.replace(path, kept)
-            except OSError as error:
-                raise CheckpointError(f"could not rename {path} ({error.strerror})") from error
-            said.append(f"going back: {path.name} of a later epoch is now {kept.name}")
-    return said
-
-
-def go_on_in(folder, saved, file):
-    """Before a run that is resumed from `file`, which holds `saved`, goes on in `folder`: set aside what is later, see
-    that folder/best.pt is there, if need be as a copy of the best.pt beside `file`, and write history.csv. Where no
-    best.pt is left, `file` itself stands in for it, in `saved` too. Returns lines about it.
-    """
-    said, best, beside = set_aside_later_epochs(saved, folder), Path(folder, "best.pt"), Path(file).with_name("best.pt")
-    history = saved["history"]
-    if history and not best.exists():
-        found = beside.exists() and load(beside, saved["script"])["epoch"] <= saved["epoch"]
-        try:
-            _copy(beside if found else file, _temporary(best))
-            os.replace(_temporary(best), best)
-        except OSError as error:
-            raise CheckpointError(f"could not write {best} ({error.strerror})") from error
-        if not found:
-            saved |= {"best": history[-1][saved["options"]["monitor"]], "best_epoch": saved["epoch"] - 1,
-                      "epochs_without_gain": 0}
-            said.append(f"best.pt of the epochs before {saved['epoch']} is not there any more: {file} is best.pt for "
-                        "now")
+                aside = path.with_name(f"{path.stem}_until_{end}_{number}.pt")
+            _link(path, aside)
+            if path in kept or path == best and not history:
+                path.unlink()  # best.pt and last.pt are replaced below, in one step
+            said.append(f"going back: {path.name} of a later epoch is now {aside.name}")
+        known = (best, beside, *([] if saved["sums"] else [Path(file)]), *sorted(folder.glob("best_until_*.pt")))
+        found = next(filter(is_best, known), None) if history else None
+        # Killed within a save, best.pt may be that of the next epoch: that epoch will come out the same again.
+        if history and found != best and (goes_back or best not in places or places[best] <= here):
+            _put(found or file, best)
+            if not found:
+                saved |= {"best": history[-1][saved["options"]["monitor"]], "best_epoch": saved["epoch"] - 1,
+                          "epochs_without_gain": 0}
+                said.append(f"best.pt of the epochs before {saved['epoch']} is not there any more: {file} is best.pt "
+                            "for now")
+        if goes_back:
+            _put(file, last)
+    except OSError as error:
+        raise CheckpointError(f"could not get {folder} ready to go on ({error}): is there room, and may it be "
+                              "written?") from error
     if history:
-        write_csv(history, Path(folder, "history.csv"))
-    elif _starts_with(Path(folder, "history.csv"), "epoch,"):  # of epochs that are set aside now
-        _remove(Path(folder, "history.csv"))
+        write_csv(history, folder / "history.csv")
+    elif _starts_with(folder / "history.csv", "epoch,"):  # of epochs that are set aside now
+        _remove(folder / "history.csv")
     return said
+
+
+def _put(source, target):
+    """Replace `target` by `source` in one step."""
+    _link(os.path.realpath(source), _temporary(target))
+    os.replace(_temporary(target), target)
 
 
 def _starts_with(path, text):
@@ -164,16 +183,16 @@ def _sync_folder(folder):
             os.close(handle)
 
 
-def load(path, script=None):
-    """Read a checkpoint that the training script `script` (its name without .py; None: any) wrote. Raises
-    CheckpointError.
+def load(path, script=None, mmap=False):
+    """Read a checkpoint that the training script `script` (its name without .py; None: any) wrote. mmap: leave the
+    tensors on the disk until they are looked at. Raises CheckpointError.
     """
     if os.path.isdir(path):
         raise CheckpointError(f"{path} is a folder: give the file, such as {Path(path, 'last.pt')}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error below says what is wrong
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError as error:
         raise CheckpointError(f"no such checkpoint: {path}") from error
     except Exception as error:  # torch.load raises many kinds for files that are something else
@@ -226,7 +245,8 @@ def _replacing(path, **how):
         os.replace(_temporary(path), path)
     except OSError as error:
         _remove(_temporary(path))
-        raise CheckpointError(f"could not write {path} ({error.strerror})") from error
+        raise CheckpointError(f"could not write {path} ({error.strerror}): make room there, or write "
+                              "elsewhere") from error
 
 
 def write_weights(state_dict, path):
@@ -250,17 +270,35 @@ WRITTEN = (*KEPT, "last.pt", "best.pt", "history.csv", "args.json", "val_predict
 def start_folder(folder, options):
     """Make the run folder and write args.json there, so that what cannot be written is an error before the training and
     not after it. What a run that was killed in the middle of writing has left there is removed.
+
+    Returns args.json, open and locked: another run in this folder is refused until it is closed, if only by the end of
+    the process. (Not on Windows.) Raises CheckpointError.
     """
+    args_json = Path(folder, "args.json")
+
+    def lock(file):
+        if fcntl:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):  # else the file system knows no locks
+                    raise CheckpointError(f"another run is writing into {folder}: give another --output") from error
+        return file
+
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        if Path(folder, "args.json").exists() and not _starts_with(Path(folder, "args.json"), "{\n  \"data\": "):
+        if args_json.is_file():
+            with open(args_json, "r+b") as file:
+                lock(file)
+        if args_json.exists() and not _starts_with(args_json, "{\n  \"data\": "):
             raise CheckpointError(f"{folder}/args.json is not of a run: it was left as it is, give another --output")
         for stray in [path for name in WRITTEN for path in Path(folder).glob(f"{name}.[0-9]*.tmp")]:
             stray.unlink()
     except OSError as error:
         raise CheckpointError(f"cannot write into the run folder {folder} ({error.strerror}): "
                               "give another --output") from error
-    write_json(options, Path(folder, "args.json"))
+    write_json(options, args_json)
+    return lock(open(args_json, "r+b"))
 
 
 # ---- options of a resumed run
@@ -321,12 +359,19 @@ def resume_command(script, folder):
     return f"python {script}.py --resume {shlex.quote(str(last))}" if last.exists() else ""
 
 
-def slower_command(script, folder, lr, thaws):
-    """The command that goes on with the run in `folder`, or starts it again, at half the rate `lr`. thaws: {epoch: what
-    thaws, perhaps at a rate of its own behind @}.
+def slower_command(script, folder, lr, thaws, step):
+    """What to type after a run in `folder` has diverged before optimizer step `step`: go on at half the rate `lr` from
+    the latest checkpoint of an earlier step, else start again. thaws: {epoch: what thaws, perhaps at a rate of its own
+    behind @}.
     """
-    go_on = resume_command(script, folder) or "the same command with"
-    return f"{go_on} --lr {lr / 2:g}" + (", and lower rates behind @" if "@" in "".join(thaws.values()) else "")
+    states = {path: load(path, script, mmap=True)["step"] for path in Path(folder).glob("*.pt")
+              if "_until_" not in path.name}
+    earlier = [path for path in states if states[path] < step]
+    latest = max(earlier, key=lambda path: (states[path], path.name == "last.pt"), default=None)
+    go_on = f"python {script}.py --resume {shlex.quote(str(latest))}" if latest else "the same command with"
+    another = "" if latest or not states else " --output elsewhere"
+    rates = ", and lower rates behind @" if "@" in "".join(thaws.values()) else ""
+    return f"{go_on}{another} --lr {lr / 2:g}{rates}"
 
 
 # ---- random numbers and the machine

@@ -429,6 +429,8 @@ def _live_and_die_with_the_script(worker_id):
         threading.Thread(target=lambda: (wait(*args), os._exit(1)), daemon=True).start()
 
     later(multiprocessing.parent_process().join)
+    if hasattr(signal, "pthread_sigmask"):  # `batches` has blocked them
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP, signal.SIGTERM})
 
 
 def batches(loader, skipped=None, at_least=0, say=None):
@@ -436,7 +438,9 @@ def batches(loader, skipped=None, at_least=0, say=None):
     a dict `skipped`, put {file: what is wrong with it} there, `say` a line about it when it is new, and go on with the
     rest of its batch. Fewer than `at_least` left of one is a DataError, too: the disk may have gone away.
     """
-    for x, y, bad in loader:
+    with _signals_wait():
+        found = iter(loader)  # starts the workers
+    for x, y, bad in found:
         if bad and skipped is None:
             raise DataError(f"cannot read {bad[0].path} ({bad[0].reason}): put a good picture in its place, or remove "
                             "it (a run goes on with the same train and val pictures only), or leave such pictures out "
@@ -450,6 +454,21 @@ def batches(loader, skipped=None, at_least=0, say=None):
                             "disk gone away? python data.py --check DIR lists what cannot be read")
         if x is not None:
             yield x, y
+
+
+@contextlib.contextmanager
+def _signals_wait():
+    """Within the block, stop signals wait, for processes that start in it, too: one that is still importing torch would
+    print a traceback. (Not on Windows.)
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def to_input(x, mean, std):
@@ -616,10 +635,14 @@ def main(argv=None):
         bad = unreadable_files(paths, max(0, args.workers), progress)
     except KeyboardInterrupt:
         parser.exit(130, "\nstopped\n")
-    for path, reason in bad.items():
-        print(" ".join(f"cannot read {path} ({reason})".splitlines()))
+    lines = [" ".join(f"cannot read {path} ({reason})".splitlines()) for path, reason in bad.items()]
     kinds = ", ".join(f"{n} {kind}" for kind, n in ignored.most_common(5))
-    print(f"{len(paths)} pictures, {len(bad)} that cannot be read" + (f"; passed over: {kinds}" if kinds else ""))
+    kinds = f"; passed over: {kinds}" if kinds else ""
+    lines.append(f"{len(paths)} pictures, {len(bad)} that cannot be read{kinds}")
+    try:
+        print("\n".join(lines), flush=True)
+    except OSError:  # nobody reads it any more, as behind `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1 if bad else 0)
 
 

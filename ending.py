@@ -199,6 +199,8 @@ def last_words(error, command=""):
     elif isinstance(error, RuntimeError) and "DataLoader worker" in text:
         text = (f"error: {text.partition('. ')[0].rstrip('. ')}: perhaps memory has run out; take fewer --workers, or "
                 "0 (in a container, more shared memory: --shm-size)")
+    elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        text = f"error: {text}: give a shorter path"
     elif isinstance(error, OSError) and error.errno in FULL:
         text = f"error: {text}: perhaps fewer --workers (in a container, more shared memory: --shm-size)"
     elif isinstance(error, RuntimeError) and "deterministic" in text:

@@ -319,9 +319,9 @@ def cost_matrix(spec, classes):
 
 
 def check_finite(loss, what, way_out):
-    """Raise LossError, naming `what` and the way out, unless the number `loss` is finite."""
+    """Raise LossError, naming `what` and the way out, a text that `way_out()` gives, unless `loss` is finite."""
     if not math.isfinite(loss):
-        raise LossError(f"the {what} is {loss}, nothing of it was saved; try half the rate: {way_out}")
+        raise LossError(f"the {what} is {loss}, nothing of it was saved; try half the rate: {way_out()}")
 
 
 def l1_penalty(model):

@@ -28,9 +28,9 @@ import freeze
 import losses
 import metrics
 import tables
-from arguments import (MAY_CHANGE, above, add_freezing_options, add_optimizer_options, add_saving_options, count,
-                       fill_defaults, make_parser, names, number, numbers, positive, refuse_idle, shared_rules,
-                       typed_options)
+from arguments import (MAY_CHANGE, above, add_freezing_options, add_network_options, add_optimizer_options,
+                       add_picture_options, add_saving_options, add_training_options, fill_defaults, make_parser,
+                       names, number, numbers, refuse_idle, shared_rules, typed_options)
 from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, build, build_options, check_image_size,
                    load_pretrained, load_weights, mlp_head, pick_device, pick_precision, preprocessing_for, set_dropout)
 
@@ -38,7 +38,7 @@ from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, build, build_o
 
 
 def build_parser():
-    """Those of freezing, optimizer and saving are the same in every script and stand in arguments.py."""
+    """What is the same in every script stands in arguments.py."""
     parser = make_parser(__doc__)
     add = parser.add_argument_group("data").add_argument
     add("--data", metavar="DIR", help="the folder of --labels")
@@ -49,28 +49,12 @@ def build_parser():
     add("--sample-weight", metavar="COLUMN", help="a column that says how much each picture counts")
     add("--val-split", type=number(float, 0.01, 0.99), default=0.2, metavar="SHARE",
         help="share that is set aside where there is no column split (default %(default)s)")
-    add("--image-size", type=positive, metavar="N",
-        help="pixels (default: the evaluation size of the weights; 224 for a bare local file)")
     add("--augment", choices=data.AUGMENT, default="none",
         help="none changes no number; light: a slight crop, flip (sizes change by a fifth, left becomes right); "
              "standard: any crop (sizes and counts change); strong: colours too (default %(default)s)")
-    add("-b", "--batch-size", type=positive, default=32, metavar="N", help="pictures per batch (default %(default)s)")
-    add("-j", "--workers", type=count, default=min(4, os.cpu_count() or 1), metavar="N",
-        help="processes that decode pictures; does not change the result (default here %(default)s)")
-    add("--cache-features", type=count, default=0, metavar="K",
-        help="with a frozen backbone: put K views of each picture through it, once (default 0: one in every epoch)")
-    add("--on-bad-image", choices=["error", "skip"], default="error",
-        help="stop at a picture that cannot be read, or leave it out (default %(default)s)")
+    add_picture_options(add)
 
-    add = parser.add_argument_group("network").add_argument
-    add("--model", default="resnet18", metavar="NAME", help="torchvision's name for the network (default %(default)s)")
-    add("--weights", default="DEFAULT", metavar="W",
-        help="DEFAULT | a torchvision weights name | none | a local .pt or .pth file (default %(default)s)")
-    add("--head", choices=["linear", "mlp"], default="linear", help="mlp: one hidden layer (default %(default)s)")
-    add("--hidden", type=number(int, 1, 65536), default=256, metavar="N", help="of the mlp (default %(default)s)")
-    add("--dropout", type=number(float, 0, 0.99), metavar="P",
-        help="beside the head (default: 0.5 in an mlp, otherwise the network's own)")
-
+    add_network_options(parser)
     add_freezing_options(parser)
 
     add = parser.add_argument_group("loss").add_argument
@@ -83,18 +67,7 @@ def build_parser():
     add("--l1", type=above, default=0.0, metavar="L", help="L1 penalty on trainable weights; try 1e-6 (default: off)")
 
     add_optimizer_options(parser)
-
-    add = parser.add_argument_group("training").add_argument
-    add("--epochs", type=positive, default=15, metavar="N", help="(default %(default)s)")
-    add("--monitor", choices=["val_loss", "val_r2"], default="val_loss",
-        help="what chooses best.pt and stops early; val_r2 is the mean over targets (default %(default)s)")
-    add("--patience", type=count, default=0, metavar="N",
-        help="stop after N epochs without a better --monitor (default %(default)s: never)")
-    add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision (default %(default)s)")
-    add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name such as cuda:0")
-    add("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="(default %(default)s)")
-    add("--deterministic", action="store_true", help="the same bits on a GPU, too; slower (a CPU needs no asking)")
-
+    add_training_options(parser, ["val_loss", "val_r2"])
     add_saving_options(parser, "train_regressor")
     return parser
 
@@ -233,8 +206,7 @@ def train(args, saved, stop):
     step, sums = 0, {}  # optimizer steps so far; what the running epoch has summed up
     output = Path(args.output)
     options = vars(args) | {"data": os.path.abspath(args.data), "unfreeze": [f"{e}:{n}" for e, n in thaws.items()]}
-    way_out = functools.partial(checkpoint.slower_command, "train_regressor", output, args.lr, thaws)
-    checkpoint.start_folder(output, options)
+    _lock = checkpoint.start_folder(output, options)  # until the end no other run may write there
     if saved:
         checkpoint.restore(saved, optimizer, scaler)  # and the random numbers
         notes = [*checkpoint.machine_changes(saved), *checkpoint.go_on_in(output, saved, args.resume)]
@@ -255,7 +227,10 @@ def train(args, saved, stop):
             "step": step, "sums": sums or {}, "best": best, "best_epoch": best_epoch,
             "epochs_without_gain": epochs_without_gain, "history": history,
         }
-        checkpoint.save(state, output, way_out=way_out(), **how)
+        checkpoint.save(state, output, way_out=way_out, **how)
+
+    def way_out():
+        return checkpoint.slower_command("train_regressor", output, args.lr, thaws, step)
 
     # ---- 9 several GPUs ----------------------------------------------------------------------------------------------
     # `network` runs; `model` is frozen, thawed and saved: the same parameters under their plain names.
@@ -294,7 +269,7 @@ def train(args, saved, stop):
     def save_here():
         """Between two steps of the running epoch: a resumed run goes on with its next batch, or with its validation."""
         if sums["images"]:
-            losses.check_finite(float(sums["loss"]) / sums["images"], f"training loss of epoch {epoch}", way_out())
+            losses.check_finite(float(sums["loss"]) / sums["images"], f"training loss of epoch {epoch}", way_out)
         sums["seconds"] = time.perf_counter() - started
         save(epoch, {k: float(v) for k, v in sums.items()} if sums["images"] else None)
 
@@ -395,14 +370,15 @@ def train(args, saved, stop):
                 train_loss = sums["loss"].item() / sums["images"]
                 speed = sums["images"] / (time.perf_counter() - started)
                 bar.set_postfix_str(f"loss {train_loss:.4f}, {speed:.0f} images/s")
-                losses.check_finite(train_loss, f"training loss of epoch {epoch}", way_out())
+                losses.check_finite(train_loss, f"training loss of epoch {epoch}", way_out)
             if args.save_every and step % args.save_every == 0:
                 save_here()
-        train_loss, train_seconds = float(sums["loss"]) / sums["images"], time.perf_counter() - started
+        train_loss = float(sums["loss"]) / sums["images"]
+        train_seconds = sums.setdefault("train_seconds", time.perf_counter() - started)
 
         found, rows = evaluate(batches_of(val_source), amp_dtype)
         scores = {"val_loss": criterion(found, *(of["val"][rows].to(device) for of in (wanted, weights))).item()}
-        losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", way_out())
+        losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", way_out)
         predictions, quantiles = tables.to_own_units(found, scale, args.quantiles)
         columns = metrics.score_columns(targets, predictions, table.values["val"][rows], quantiles)
         scores |= {f"val_{name}": value for name, value in columns.items()}

@@ -2,6 +2,7 @@ import argparse
 import csv
 import errno
 import os
+import shutil
 
 import pytest
 import torch
@@ -163,3 +164,143 @@ def test_rng_state_brings_back_the_same_numbers():
     expected = torch.randn(5)
     checkpoint.set_rng_state(saved)
     assert torch.equal(torch.randn(5), expected)
+
+
+# ---- going on and going back
+
+
+def epoch_state(number, scores, **more):
+    """The state after epoch `number` of a run with these validation losses."""
+    history = [{"epoch": e, "val_loss": score, "seconds": 0.25 * e} for e, score in enumerate(scores[:number])]
+    best = min(range(number), key=scores.__getitem__) if number else None
+    more = {"best": scores[best] if number else None, "best_epoch": best, "epochs_without_gain": 5} | more
+    kept = {"build": {}, "hidden": 0, "preprocessing": {}, "optimizer": {}, "rng": {}, "sums": {}}
+    return state(number, **kept, epoch=number, step=10 * number, history=history, **more) | {"options": {"monitor": "val_loss"}}
+
+
+def run_folder(folder, scores, back_to):
+    """What a run of len(scores) epochs leaves that has kept the state before epoch `back_to`, and an earlier trail."""
+    folder.mkdir()
+    for number in range(len(scores) + 1):
+        now = epoch_state(number, scores)
+        if number == back_to:
+            checkpoint.save(now, folder, name=f"before_unfreeze_{number}.pt")
+        if number:
+            checkpoint.save(now, folder, best=now["best_epoch"] == number - 1, keep="epoch_2.pt" if number == 3 else None)
+    return folder
+
+
+def values(folder):
+    return {path.name: value(path) for path in folder.glob("*.pt")}
+
+
+BACK = {  # losses, the epoch to go back to: what best.pt holds then
+    "best of an epoch before it": ([5.0, 1.0, 2.0, 3.0], 2, 2),
+    "best of a later epoch": ([5.0, 4.0, 2.0, 1.0], 2, 2),  # the state of epoch 2 is itself the best of its epochs
+    "best that is gone": ([1.0, 4.0, 2.0, 0.5], 2, 2),  # epoch 1 was the best of two: written over since
+    "to the beginning": ([1.0, 4.0, 2.0, 0.5], 0, None),
+}
+
+
+def dying(function, calls, kill_at):
+    def wrapper(*args, **how):
+        calls.append(args)
+        if len(calls) == kill_at:
+            raise Killed
+        return function(*args, **how)
+
+    return wrapper
+
+
+@pytest.mark.parametrize("scores, back_to, best", BACK.values(), ids=BACK)
+def test_killed_anywhere_while_going_back(tmp_path, monkeypatch, scores, back_to, best):
+    """Then nothing is lost, the same command ends as if nothing had happened, and so does going on with what was left."""
+    name, calls = f"before_unfreeze_{back_to}.pt", []
+
+    def go_on(folder, file, kill_at=None):
+        saved = read(folder / file)
+        with monkeypatch.context() as patch:
+            calls.clear()
+            for call in ("link", "replace", "unlink"):
+                patch.setattr(os, call, dying(getattr(os, call), calls, kill_at))
+            return checkpoint.go_on_in(folder, saved, folder / file), saved
+
+    undisturbed = run_folder(tmp_path / "undisturbed", scores, back_to)
+    before = values(undisturbed)
+    _, saved = go_on(undisturbed, name)
+    count, after = len(calls), values(undisturbed)
+    assert after["last.pt"] == back_to and after.get("best.pt") == best
+    assert after["last_until_4.pt"] == 4 and after["epoch_2_until_4.pt"] == 3
+    if best is not None:
+        assert saved["best_epoch"] == best - 1 and saved["epochs_without_gain"] == (0 if scores == BACK["best that is gone"][0] else 5)
+    assert count >= 5
+    for moment in range(1, count + 1):
+        broken = run_folder(tmp_path / str(moment), scores, back_to)
+        with pytest.raises(Killed):
+            go_on(broken, name, kill_at=moment)
+        left = values(broken)
+        assert set(left.values()) >= set(before.values())
+        assert back_to == 0 or "best.pt" in left
+        assert "last.pt" in left
+        abandoned = tmp_path / f"{moment}_abandoned"
+        shutil.copytree(broken, abandoned)
+        _, held = go_on(broken, name)
+        assert values(broken) == after and held["best_epoch"] == saved["best_epoch"]
+        if left["last.pt"] == 4:
+            said, held = go_on(abandoned, "last.pt")
+            assert value(abandoned / "best.pt") == before["best.pt"] and held["best_epoch"] == before["best.pt"] - 1 and not said
+
+
+def test_a_damaged_last_does_not_hinder_going_back(tmp_path):
+    folder = run_folder(tmp_path / "run", [5.0, 1.0, 2.0, 3.0], 2)
+    (folder / "last.pt").write_bytes(b"damaged")
+    file = folder / "before_unfreeze_2.pt"
+    assert any("last.pt" in line for line in checkpoint.go_on_in(folder, read(file), file))
+    assert (folder / "last_until_3.pt").read_bytes() == b"damaged" and value(folder / "last.pt") == value(folder / "best.pt") == 2
+
+
+def test_where_to_go_on_after_divergence(tmp_path):
+    """From a checkpoint that an optimizer step lies behind: at the same step, the same comes out again."""
+    folder, start = tmp_path / "run", "python test.py --resume "
+    assert checkpoint.slower_command("test", folder, 0.01, {}, 7) == "the same command with --lr 0.005"
+    folder.mkdir()
+    checkpoint.save(epoch_state(0, []), folder, name="before_unfreeze_0.pt")
+    assert checkpoint.slower_command("test", folder, 0.01, {}, 0) == "the same command with --output elsewhere --lr 0.005"
+    assert checkpoint.slower_command("test", folder, 0.01, {}, 1) == f"{start}{folder}/before_unfreeze_0.pt --lr 0.005"
+    checkpoint.save(epoch_state(1, [1.0]), folder, best=True)
+    checkpoint.save(epoch_state(2, [1.0, 2.0]), folder)
+    assert checkpoint.slower_command("test", folder, 0.01, {}, 21) == f"{start}{folder}/last.pt --lr 0.005"
+    assert checkpoint.slower_command("test", folder, 0.01, {0: "fc@1"}, 20) == (
+        f"{start}{folder}/best.pt --lr 0.005, and lower rates behind @")
+
+
+def starts_in_another_process(folder):
+    """Whether a run could start in the folder. (A process itself may lock again what it has locked.)"""
+    pid = os.fork()
+    if pid == 0:
+        status = 2
+        try:
+            checkpoint.start_folder(folder, {"data": "b"})
+            status = 0
+        except CheckpointError as error:
+            status = 1 if str(error) == f"another run is writing into {folder}: give another --output" else 3
+        finally:
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, 1)
+    return status == 0
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    held = checkpoint.start_folder(tmp_path / "run", {"data": "a"})
+    assert not starts_in_another_process(tmp_path / "run") and '"a"' in (tmp_path / "run" / "args.json").read_text()
+    held.close()
+    assert starts_in_another_process(tmp_path / "run") and '"b"' in (tmp_path / "run" / "args.json").read_text()
+
+
+def test_a_run_holds_its_folder_until_its_end(train, monkeypatch, tmp_path):
+    real, found = checkpoint.save, []
+    monkeypatch.setattr(checkpoint, "save", lambda *args, **how: (
+        found.append(starts_in_another_process(tmp_path / "run")), real(*args, **how)))
+    train(output=tmp_path / "run", epochs=2)
+    assert found == [False, False] and starts_in_another_process(tmp_path / "run")

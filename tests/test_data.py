@@ -1,7 +1,10 @@
 import os
 import random
 import shutil
+import signal
 import struct
+import subprocess
+import sys
 import zlib
 from collections import Counter
 
@@ -12,7 +15,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import data
-from conftest import draw, draw_folder
+from conftest import ROOT, draw, draw_folder
 
 
 def names(images, split):
@@ -675,6 +678,36 @@ def test_check_names_every_picture_that_cannot_be_read(tmp_path, capsys):
     assert stopped.value.code == 1 and lines[-1].startswith("40 pictures, 2 that cannot be read")
     assert [line.split(" (")[0] for line in lines[:-1]] == [
         f"cannot read {tmp_path}/train/cat/cat.1.png", f"cannot read {tmp_path}/train/dog/dog.7.png"]
+
+
+def test_check_into_a_closed_pipe(tmp_path):
+    draw_folder(tmp_path, train=2)
+    (tmp_path / "train/cat/cat.1.png").write_bytes(b"")
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, str(ROOT / "data.py"), "--check", str(tmp_path), "-j", "0"]
+    done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_workers_start_with_stop_signals_blocked(tmp_path, monkeypatch):
+    """Until they are ready to pass them over: a process that is spawned prints a traceback while it imports torch."""
+    draw_folder(tmp_path, train=2)
+    real, masks = data._live_and_die_with_the_script, tmp_path / "masks"
+
+    def init(worker):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        real(worker)
+        masks.write_text(f"{signal.SIGINT in before} {signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])}")
+
+    monkeypatch.setattr(data, "_live_and_die_with_the_script", init)
+    pictures = data.ImageList(data.find_images(tmp_path, 0.5).splits["train"], data.eval_transform(16))
+    assert len(list(data.batches(data.make_loader(pictures, data.SeededBatches(len(pictures), 2), workers=1)))) == 1
+    assert masks.read_text() == "True False"
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 @pytest.mark.parametrize("folder, words", [("nowhere", "no such folder"), ("empty", "holds no pictures")])

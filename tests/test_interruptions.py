@@ -100,6 +100,19 @@ def test_going_on_decodes_nothing_of_what_was_seen(train, monkeypatch, tmp_path)
         read_files.clear()
 
 
+def test_speed_is_that_of_training_though_stopped_within_validation(train, tmp_path):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, 4)  # three steps, then the one batch of the validation
+        train(output=tmp_path / "run")
+    saved = read(tmp_path / "run" / "last.pt")
+    assert saved["step"] == 3 and saved["sums"]["images"] == 20 and 0 < saved["sums"]["train_seconds"] < 100
+    saved["sums"]["seconds"] += 1000  # of a slow validation
+    torch.save(saved, tmp_path / "run" / "last.pt")
+    train_classifier.main(["--resume", str(tmp_path / "run" / "last.pt")])
+    (row,) = history(tmp_path / "run")
+    assert float(row["images_per_second"]) > 0.2 and float(row["seconds"]) > 1000
+
+
 @pytest.mark.parametrize("every", [1, 2])
 def test_save_every(train, weights, monkeypatch, every):
     saved, real = [], checkpoint.save
@@ -430,7 +443,7 @@ print("read-only", main(*more) == first)
     assert done.returncode == 0, done.stderr
     assert lines[0].startswith(f"error: could not write {run}/last.pt") and "make room" in lines[0], lines
     assert lines[1:3] == ["status 2", "full True ['args.json', 'best.pt', 'history.csv', 'last.pt', 'test_predictions.csv']"]
-    assert lines[3] == f"error: could not write {run}/args.json (Read-only file system)" and lines[5] == "read-only True", lines
+    assert lines[3] == f"error: cannot write into the run folder {run} (Read-only file system): give another --output" and lines[5] == "read-only True", lines
 
 
 CUDA_WORDS = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 8 GiB. See documentation."

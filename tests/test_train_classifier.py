@@ -575,6 +575,7 @@ def test_warnings(train, tmp_path, capsys):
     ({"freeze": "backbone", "unfreeze": "7:stage4"}, "never happens: the last epoch is 0"),
     ({"freeze": "backbone", "unfreeze": "stage4"}, "is not EPOCH:NAMES"),
     ({"unfreeze": "0:stage4"}, "--unfreeze only has a meaning with something frozen"),
+    ({"batch_size": 2, "on_bad_image": "skip"}, "--on-bad-image only has a meaning with a --batch-size of 3 or more"),
     ({"momentum": 0.5}, "--momentum only has a meaning with --optimizer sgd"),
     ({"gamma": 0.5}, "--gamma only has a meaning with --schedule step"),
     ({"class_weight_mean": "plain"}, "--class-weight-mean only has a meaning with --class-weights"),
@@ -608,6 +609,10 @@ def test_bad_input(train, error_of, tmp_path, options, words):
         call = lambda: train(output=tmp_path / "out", **options)  # noqa: E731
     assert words in error_of(call)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_path_that_is_too_long(train, error_of):
+    assert "File name too long" in (error := error_of(train, output=300 * "x")) and error.endswith("give a shorter path")
 
 
 @pytest.mark.parametrize("case, words", [
