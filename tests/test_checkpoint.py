@@ -196,7 +196,7 @@ def values(folder):
 
 BACK = {  # losses, the epoch to go back to: what best.pt holds then
     "best of an epoch before it": ([5.0, 1.0, 2.0, 3.0], 2, 2),
-    "best of a later epoch": ([5.0, 4.0, 2.0, 1.0], 2, 2),  # the state of epoch 2 is itself the best of its epochs
+    "best of a later epoch": ([5.0, 4.0, 1.0, 2.0], 2, 2),  # the state of epoch 2 is itself the best of its epochs
     "best that is gone": ([1.0, 4.0, 2.0, 0.5], 2, 2),  # epoch 1 was the best of two: written over since
     "to the beginning": ([1.0, 4.0, 2.0, 0.5], 0, None),
 }
@@ -249,6 +249,20 @@ def test_killed_anywhere_while_going_back(tmp_path, monkeypatch, scores, back_to
         if left["last.pt"] == 4:
             said, held = go_on(abandoned, "last.pt")
             assert value(abandoned / "best.pt") == before["best.pt"] and held["best_epoch"] == before["best.pt"] - 1 and not said
+
+
+def test_what_is_taken_for_best(tmp_path):
+    """After a kill between the two renames of a save, best.pt is that of the next epoch, which will come again."""
+    folder = run_folder(tmp_path / "run", [3.0, 2.0], 1)
+    last = folder / "last.pt"
+    checkpoint.save(epoch_state(3, [3.0, 2.0, 1.0]), folder, name="best.pt")
+    assert checkpoint.go_on_in(folder, read(last), last) == [] and value(folder / "best.pt") == 3
+    # of two that were set aside, the one of this run, and not the one of another attempt
+    (folder / "best.pt").unlink()
+    checkpoint.save(epoch_state(3, [3.0, 2.0, 4.0]), folder)
+    checkpoint.save(epoch_state(2, [3.0, 1.9], model={"w": torch.ones(3)}), folder, name="best_until_2.pt")
+    checkpoint.save(epoch_state(2, [3.0, 2.0]), folder, name="best_until_3.pt")
+    assert checkpoint.go_on_in(folder, read(last), last) == [] and value(folder / "best.pt") == 2
 
 
 def test_a_damaged_last_does_not_hinder_going_back(tmp_path):
