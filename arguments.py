@@ -161,6 +161,7 @@ def add_training_options(parser, metrics):
         help="stop after N epochs without a better --monitor (default %(default)s: never)")
     add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision (default %(default)s)")
     add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name such as cuda:0")
+    add("--compile", action="store_true", help="torch.compile: a minute or more to start, then maybe faster")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="(default %(default)s)")
     add("--deterministic", action="store_true", help="the same bits on a GPU, too; slower (a CPU needs no asking)")
 

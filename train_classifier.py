@@ -233,7 +233,7 @@ def train(args, saved, stop):
 
     # ---- 9 several GPUs ----------------------------------------------------------------------------------------------
     # `network` runs; `model` is frozen, thawed and saved: the same parameters under their plain names.
-    whole = network = nn.DataParallel(model) if gpus > 1 else model
+    whole = network = nn.DataParallel(model) if gpus > 1 else torch.compile(model) if args.compile else model
 
     # ---- 10 the loop -------------------------------------------------------------------------------------------------
     size, resize_size, interpolation = (preprocessing[k] for k in ("image_size", "resize_size", "interpolation"))

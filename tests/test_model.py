@@ -1,4 +1,8 @@
+import ctypes
+import os
+import platform
 import re
+import resource
 from collections import OrderedDict
 from pathlib import Path
 from urllib.error import URLError
@@ -325,3 +329,28 @@ def test_weights_with_and_without_auxiliary_heads():
     after, there = target.state_dict(), source.state_dict()
     assert all(torch.equal(after[k], before[k]) for k in after if k.startswith(("fc.", "aux1.fc2.", "aux2.fc2.")))
     assert all(torch.equal(after[k], there[k]) for k in after if k.startswith(("aux1.fc1.", "conv1.")))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept():
+    """Counted in page faults: 40 MB are 10,000 pages, which the system gives out one by one, filled with zeros."""
+
+    def faults():
+        torch.ones(10_000_000)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(10_000_000)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    reading, writing = os.pipe()
+    pid = os.fork()  # the settings are those of a process
+    if pid == 0:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 65536)  # glibc's defaults, which an earlier test may have changed
+        libc.mallopt(-3, 128 * 1024)
+        found = [faults()]
+        models.keep_freed_memory()
+        os.write(writing, f"{found[0]} {faults()}".encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    given_back, kept = map(int, os.read(reading, 100).split())
+    assert given_back > 5000 and kept < 500
