@@ -87,7 +87,8 @@ def refuse_idle(parser, typed, rules):
 # A resumed run may change these and nothing else: the rest decides what has been learned so far.
 MAY_CHANGE = {"data", "labels", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay", "patience",
               "unfreeze", "workers", "device", "output", "resume", "list_layers", "log_every", "save_every",
-              "keep_every", "on_bad_image", "batch_size", "accumulate"}
+              "keep_every", "on_bad_image", "batch_size", "accumulate", "no_test", "no_report",
+              "tensorboard"}
 DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 
 
@@ -138,6 +139,8 @@ def add_optimizer_options(parser):
         help="the backbone's rate is LR * S (default 0.1; 1 with --weights none)")
     add("--layer-decay", type=share, default=1.0, metavar="D",
         help="the rate of each group of the backbone is D times that of the one behind it (default %(default)s)")
+    add("--find-lr", action="store_true",
+        help="do not train: raise the rate over 100 steps, suggest an --lr, draw find_lr.png")
     add("--momentum", type=share, metavar="M", help="sgd (default 0.9) and rmsprop (default 0)")
     add("--wd", "--weight-decay", dest="weight_decay", type=above, metavar="D",
         help="on weights, not on biases and norm layers; decoupled in adamw (default 0.01), L2 in others (0.0001)")
@@ -177,6 +180,10 @@ def add_saving_options(parser, script):
         help="save last.pt every N optimizer steps, too (default %(default)s: at the end of each epoch only)")
     add("--keep-every", type=count, default=0, metavar="N",
         help="keep the checkpoint of every Nth epoch as epoch_<epoch>.pt (default %(default)s: none)")
+    add("--no-test", action="store_true",
+        help="no evaluation of best.pt at the end: the test split stays unseen while you try settings")
+    add("--tensorboard", action="store_true", help="write each epoch's numbers for TensorBoard, too")
+    add("--no-report", action="store_true", help="no pictures and no report.html at the end")
     add("--log-every", type=positive, default=10, metavar="N",
         help="optimizer steps between looks at the loss (default %(default)s)")
 
@@ -197,6 +204,7 @@ def shared_rules(args, backbone_trains):
     """Rules for `refuse_idle` about these options."""
     thawing = backbone_trains, "a backbone that trains or thaws"
     return {
+        "find_lr": (args.resume is None and args.lr != 0, "a new run, without --resume, and an --lr above 0"),
         "on_bad_image": (args.batch_size > 2 or args.on_bad_image == "error",
                          "a --batch-size of 3 or more: too little would be left of a smaller one"),
         "momentum": (args.optimizer in ("sgd", "rmsprop"), "--optimizer sgd or rmsprop"),

@@ -183,8 +183,8 @@ def last_words(error, command=""):
     """The last line of a run that `error` ends, and its exit status: 128 + the signal's number for Stopped, else 2.
 
     command: what goes on with the run, if anything does; it is named unless the error itself names one. A RuntimeError
-    is put into words if memory has run out, a worker process has died, or a network cannot be computed
-    deterministically; any other is raised again.
+    is put into words if memory has run out, a worker process has died, or a network cannot be compiled or
+    computed deterministically; any other is raised again.
     """
     text, status = " ".join(str(error).splitlines()), 2
     if isinstance(error, KeyboardInterrupt):
@@ -203,6 +203,8 @@ def last_words(error, command=""):
         text = f"error: {text}: give a shorter path"
     elif isinstance(error, OSError) and error.errno in FULL:
         text = f"error: {text}: perhaps fewer --workers (in a container, more shared memory: --shm-size)"
+    elif isinstance(error, RuntimeError) and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        text = f"error: torch.compile has failed ({text[:300]}): leave out --compile"
     elif isinstance(error, RuntimeError) and "deterministic" in text:
         text = f"error: {text.partition(' does not have')[0]} has no deterministic form here: leave out --deterministic"
     elif isinstance(error, (RuntimeError, OSError)):

@@ -4,6 +4,7 @@
     python predict.py --checkpoint runs/.../best.pt a_folder/ --top-k 3 --csv predictions.csv
     python predict.py --checkpoint runs/.../best.pt cats_and_dogs/test          # subfolders are classes: scores too
     python predict.py --checkpoint runs/.../best.pt --labels houses/labels.csv --split test   # numbers: scores too
+    python predict.py --checkpoint runs/a/best.pt --checkpoint runs/b/best.pt --tta a_folder/   # the mean of four
     python predict.py --checkpoint runs/.../best.pt --weights-only weights.pth  # the bare state_dict, to use elsewhere
 
 A picture that cannot be read is named and passed over; the exit status is then 1. Any other mistake is one line on
@@ -31,7 +32,9 @@ def build_parser():
     parser = make_parser(__doc__)
     add = parser.add_argument
     add("pictures", nargs="*", metavar="PICTURES", help="picture files, folders (searched to the bottom) and globs")
-    add("--checkpoint", required=True, metavar="FILE", help="best.pt or last.pt of a training run")
+    add("--checkpoint", required=True, action="append", metavar="FILE",
+        help="best.pt or last.pt of a training run; repeatable: probabilities (or numbers) are averaged")
+    add("--tta", action="store_true", help="average over each picture and its mirror image")
     add("--labels", metavar="CSV", help="regression: the pictures of this CSV, and scores against its numbers")
     add("--split", choices=list(data.SPLITS), help="with --labels: the rows of this split alone")
     add("--top-k", type=number(int, 1), default=1, metavar="K", help="show the K likeliest (default %(default)s)")
@@ -90,8 +93,21 @@ def write_weights(state, file):
         print("then set model.classifier[2] = torch.nn.Identity(): it was trained without the ReLU behind the head")
 
 
+def load_checkpoints(files):
+    """Their states, which must predict the same classes (in any order), or the same numbers. Raises CheckpointError."""
+    states = [checkpoint.load(file) for file in files]
+    answers = [sorted(state["classes"]) if "classes" in state else state["outputs"] for state in states]
+    for file, state, answer in zip(files, states, answers, strict=True):
+        if (state["script"], answer) != (states[0]["script"], answers[0]):
+            raise checkpoint.CheckpointError(f"{file} predicts {', '.join(answer)} and {files[0]} "
+                                             f"{', '.join(answers[0])}: only the same can be averaged")
+    return states
+
+
 def run_network(args, state, device, paths):
-    """Return the outputs (N, C) in float32 for the pictures, and the places in `paths` of those that could be read."""
+    """Return the outputs (N, C) in float32 for the pictures, with --tta those for their mirror images too, and
+    {place in `paths`: what is wrong} of those that cannot be read.
+    """
     model = rebuild(state)
     model.to(device, memory_format=torch.channels_last).eval()
     _, _, amp_dtype = pick_precision(args.amp, model, device)
@@ -105,20 +121,22 @@ def run_network(args, state, device, paths):
     workers = args.workers if len(paths) > args.batch_size else 0  # starting processes costs more than one batch
     loader = data.make_loader(pictures, order, workers)
 
-    outputs, good, bad = torch.zeros(len(paths), len(output_names(state))), [], {}
-    with torch.inference_mode():
+    outputs, bad = torch.zeros(1 + args.tta, len(paths), len(output_names(state))), {}
+    with torch.inference_mode(), torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
         for x, places in tqdm(data.batches(loader, bad), "predict", len(order), leave=False, disable=None):
-            with torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                outputs[places] = model(data.to_input(x, mean, std)).float().cpu()
-            good += places.tolist()
-    for path, reason in bad.items():
-        print(" ".join(f"cannot read {path} ({reason}): passed over".splitlines()), file=sys.stderr)
-    return outputs, good
+            x = data.to_input(x, mean, std)
+            for view in range(1 + args.tta):
+                outputs[view, places] = model(x.flip(3) if view else x).float().cpu()
+    return list(outputs), {place: bad[path] for path, place in numbered if path in bad}
 
 
-def class_rows(args, state, outputs, good, listed):
-    """The predictions as rows of a table, and words about their scores (None where the truth is not known)."""
-    classes, probabilities = state["classes"], outputs.softmax(1)
+def class_rows(args, states, outputs, good, listed):
+    """The predictions as rows of a table, and words about their scores (None where the truth is not known).
+    outputs: the logits (N, C) of each of `states`, of which one may be there twice.
+    """
+    classes = states[0]["classes"]
+    places = [[state["classes"].index(name) for name in classes] for state in states]  # maybe in another order
+    probabilities = torch.stack([logits.softmax(1)[:, p] for logits, p in zip(outputs, places, strict=True)]).mean(0)
     labels = torch.tensor([label for _, label in listed])
     labelled = bool((labels >= 0).all())
     rows = []
@@ -136,11 +154,13 @@ def class_rows(args, state, outputs, good, listed):
     return rows, f"accuracy {accuracy:.4f} on {len(good)} pictures\n{metrics.report(confusion, classes)}"
 
 
-def number_rows(args, state, outputs, good, paths, truth):
+def number_rows(args, states, outputs, good, paths, truth):
     """As `class_rows`, for a regression; truth: (N, targets), or None."""
-    targets, levels = state["targets"], state["quantiles"]
-    outputs = outputs[good].view(len(good), len(targets), *([len(levels)] if levels else []))
-    predictions, quantiles = tables.to_own_units(outputs, state["scale"], levels)
+    state, targets, levels = states[0], states[0]["targets"], states[0]["quantiles"]
+    shape = (len(good), len(targets), len(levels)) if levels else (len(good), len(targets))
+    own = [tables.to_own_units(o[good].view(shape), s["scale"], levels) for s, o in zip(states, outputs, strict=True)]
+    predictions = torch.stack([values for values, _ in own]).mean(0)
+    quantiles = torch.stack([ranges for _, ranges in own]).mean(0) if levels else None
     truth = None if truth is None else truth[good]
     rows = tables.prediction_rows([paths[i] for i in good], targets, predictions, quantiles, levels, truth)
     if truth is None or not good:
@@ -152,7 +172,8 @@ def number_rows(args, state, outputs, good, paths, truth):
 
 
 def predict(args):
-    state = checkpoint.load(args.checkpoint)
+    states = load_checkpoints(args.checkpoint)
+    state = states[0]
     if args.weights_only:
         write_weights(state, args.weights_only)
         if not (args.pictures or args.labels):
@@ -175,11 +196,17 @@ def predict(args):
     paths = [path for path, _ in listed]
     if moving := data.animated(paths):
         print(f"note: the first frame is used of {', '.join(moving)}", file=sys.stderr)
-    outputs, good = run_network(args, state, device, paths)
+    answers = []  # (state, outputs): of each checkpoint, and of its mirror images
+    for one in states:
+        outputs, bad = run_network(args, one, device, paths)
+        answers += [(one, view) for view in outputs]
+    for place, reason in bad.items():
+        print(" ".join(f"cannot read {paths[place]} ({reason}): passed over".splitlines()), file=sys.stderr)
+    good = [place for place in range(len(paths)) if place not in bad]
     if classes:
-        rows, words = class_rows(args, state, outputs, good, listed)
+        rows, words = class_rows(args, *zip(*answers, strict=True), good, listed)
     else:
-        rows, words = number_rows(args, state, outputs, good, paths, truth)
+        rows, words = number_rows(args, *zip(*answers, strict=True), good, paths, truth)
     if rows:
         cells = [list(rows[0]), *([_short(value, column) for column, value in row.items()] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -202,6 +229,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if not (args.pictures or args.labels or args.weights_only):
         parser.error("name pictures, folders or globs to predict, or --labels CSV, or --weights-only FILE")
+    if args.weights_only and len(args.checkpoint) > 1:
+        parser.error("--weights-only writes the weights of one --checkpoint")
     if args.pictures and args.labels:
         parser.error("give either pictures or --labels, not both")
     if args.split and not args.labels:

@@ -11,8 +11,10 @@ comes out lies in --output: best.pt and last.pt, history.csv (one row per epoch)
 """
 
 import functools
+import itertools
 import math
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -25,7 +27,9 @@ import data
 import ending
 import freeze
 import losses
+import lr_finder
 import metrics
+import report
 from arguments import (MAY_CHANGE, above, add_freezing_options, add_network_options, add_optimizer_options,
                        add_picture_options, add_saving_options, add_training_options, fill_defaults, make_parser,
                        number, refuse_idle, share, shared_rules, typed_options)
@@ -207,6 +211,7 @@ def train(args, saved, stop):
     output = Path(args.output)
     options = vars(args) | {"data": os.path.abspath(args.data), "unfreeze": [f"{e}:{n}" for e, n in thaws.items()]}
     _lock = checkpoint.start_folder(output, options)  # until the end no other run may write there
+    board = report.tensorboard_writer(output, saved["epoch"] if saved else 0) if args.tensorboard else None
     if saved:
         checkpoint.restore(saved, optimizer, scaler)  # and the random numbers
         notes = [*checkpoint.machine_changes(saved), *checkpoint.go_on_in(output, saved, args.resume)]
@@ -301,8 +306,23 @@ def train(args, saved, stop):
                     (freeze.head_input(model, head_side, data.to_input(x, mean, std)), numbers) for x, numbers in bar))
         return data.feature_batches(cached, pictures.labels(), order)
 
+    def losses_without_end():  # for --find-lr: those of the loop below
+        freeze.train_mode(model)
+        for order.epoch in itertools.count():
+            for i, (x, y) in enumerate(batches_of(train_loader, at_least=2, saving=False)):
+                x, y = data.mix(data.to_input(x, mean, std), y.to(device), mixer, args.seed, order.epoch, i)
+                with torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+                    outputs = network(x)
+                yield criterion((outputs[0] if isinstance(outputs, tuple) else outputs).float(), y)
+
     print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
           f"{freeze.group_table(model, heads, optimizer.param_groups)}\n")
+    if args.find_lr:
+        rates, values = lr_finder.range_test(model, losses_without_end(), optimizer, scaler, args.lr)
+        rate, rule = lr_finder.suggest(rates, values)
+        report.draw_range_test(rates, values, lr_finder.smooth(values), rate, output / "find_lr.png")
+        print(f"suggested: --lr {rate:.1e} ({rule}); the curve is in {output / 'find_lr.png'}")
+        return
     if start_epoch >= args.epochs:
         print(f"all {start_epoch} epochs are done; to train longer, give more --epochs")
     ending.wait_for_steps(stop, functools.partial(checkpoint.resume_command, "train_classifier", output))
@@ -406,6 +426,7 @@ def train(args, saved, stop):
         sums = {}
         save(epoch + 1, best=is_best, keep=kept)
         checkpoint.write_csv(history, output / "history.csv")
+        report.add_to_tensorboard(board, history[-1])
         shown = dict.fromkeys(["train_loss", "val_loss", "val_accuracy", "val_macro_f1", args.monitor])
         print(f"epoch {epoch:3d}  " + "  ".join(f"{k} {history[-1][k]:.4f}" for k in shown)
               + f"  lr {history[-1]['lr']:.1e}  {seconds:.1f} s{'  best' if is_best else ''}", flush=True)
@@ -415,21 +436,23 @@ def train(args, saved, stop):
 
     # ---- the end: best.pt, once, on the test split, which has chosen nothing -----------------------------------------
     best_state = checkpoint.load(output / "best.pt", script="train_classifier")
-    model.load_state_dict(best_state["model"])
-    network, skipped = whole, skipped and {}  # what can be read now
-    split = "test" if "test" in images.splits else "val"
-    outputs, labels = evaluate(batches_of(loader_of(split), saving=False), None)  # in float32, as predict.py does
-    confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes)).cpu()
-    probabilities, predicted = outputs.softmax(1).max(1)
-    read = [sample for sample in images.splits[split] if sample[0] not in (skipped or {})]
-    rows = zip(read, predicted.tolist(), probabilities.tolist(), strict=True)
-    checkpoint.write_csv([{"file": file, "truth": classes[truth], "prediction": classes[guess], "probability": p}
-                          for (file, truth), guess, p in rows], output / f"{split}_predictions.csv")
-    print(f"\nbest.pt: epoch {best_state['epoch'] - 1}, {args.monitor} {best_state['history'][-1][args.monitor]:.4f}\n"
-          f"accuracy {metrics.scores(confusion)['accuracy']:.4f} on the {len(labels)} pictures of {split}"
-          f"{'' if split == 'test' else ', which chose best.pt: expect a little less on others'}\n\n"
-          f"{metrics.report(confusion, classes)}\n\n"
-          f"files are in {output}; next: python predict.py --checkpoint {output}/best.pt PICTURES")
+    print(f"\nbest.pt: epoch {best_state['epoch'] - 1}, {args.monitor} {best_state['history'][-1][args.monitor]:.4f}")
+    if not args.no_test:
+        model.load_state_dict(best_state["model"])
+        network, skipped = whole, skipped and {}  # what can be read now
+        split = "test" if "test" in images.splits else "val"
+        outputs, labels = evaluate(batches_of(loader_of(split), saving=False), None)  # in float32, as predict.py does
+        confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes)).cpu()
+        probabilities, predicted = outputs.softmax(1).max(1)
+        read = [sample for sample in images.splits[split] if sample[0] not in (skipped or {})]
+        rows = zip(read, predicted.tolist(), probabilities.tolist(), strict=True)
+        checkpoint.write_csv([{"file": file, "truth": classes[truth], "prediction": classes[guess], "probability": p}
+                              for (file, truth), guess, p in rows], output / f"{split}_predictions.csv")
+        print(f"accuracy {metrics.scores(confusion)['accuracy']:.4f} on the {len(labels)} pictures of {split}"
+              f"{'' if split == 'test' else ', which chose best.pt: expect a little less on others'}\n\n"
+              f"{metrics.report(confusion, classes)}")
+    print(f"\n{report.sum_up(output, history, args.monitor, pictures=not args.no_report)}\n"
+          f"next: python predict.py --checkpoint {shlex.quote(str(output / 'best.pt'))} PICTURES")
 
 
 def list_layers(args):
@@ -445,7 +468,7 @@ def list_layers(args):
 
 def main(argv=None):
     with ending.tidy(checkpoint.CheckpointError, data.DataError, freeze.FreezeError, losses.LossError,
-                     ModelError) as stop:
+                     lr_finder.RangeTestError, ModelError, report.ReportError) as stop:
         args, saved = read_arguments(argv)
         if args.list_layers:
             list_layers(args)

@@ -12,8 +12,10 @@ standard deviation: the loss is in those units, every metric and prediction in y
 """
 
 import functools
+import itertools
 import math
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -26,7 +28,9 @@ import data
 import ending
 import freeze
 import losses
+import lr_finder
 import metrics
+import report
 import tables
 from arguments import (MAY_CHANGE, above, add_freezing_options, add_network_options, add_optimizer_options,
                        add_picture_options, add_saving_options, add_training_options, fill_defaults, make_parser,
@@ -207,6 +211,7 @@ def train(args, saved, stop):
     output = Path(args.output)
     options = vars(args) | {"data": os.path.abspath(args.data), "unfreeze": [f"{e}:{n}" for e, n in thaws.items()]}
     _lock = checkpoint.start_folder(output, options)  # until the end no other run may write there
+    board = report.tensorboard_writer(output, saved["epoch"] if saved else 0) if args.tensorboard else None
     if saved:
         checkpoint.restore(saved, optimizer, scaler)  # and the random numbers
         notes = [*checkpoint.machine_changes(saved), *checkpoint.go_on_in(output, saved, args.resume)]
@@ -305,8 +310,21 @@ def train(args, saved, stop):
                     (freeze.head_input(model, head_side, data.to_input(x, mean, std)), numbers) for x, numbers in bar))
         return data.feature_batches(cached, pictures.labels(), order)
 
+    def losses_without_end():  # for --find-lr: those of the loop below
+        freeze.train_mode(model)
+        for order.epoch in itertools.count():
+            for x, rows in batches_of(train_loader, at_least=2, saving=False):
+                y, weight = (of_split["train"][rows].to(device) for of_split in (wanted, weights))
+                yield criterion(outputs_of(x, amp_dtype)[0], y, weight)
+
     print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
           f"{freeze.group_table(model, heads, optimizer.param_groups)}\n")
+    if args.find_lr:
+        rates, values = lr_finder.range_test(model, losses_without_end(), optimizer, scaler, args.lr)
+        rate, rule = lr_finder.suggest(rates, values)
+        report.draw_range_test(rates, values, lr_finder.smooth(values), rate, output / "find_lr.png")
+        print(f"suggested: --lr {rate:.1e} ({rule}); the curve is in {output / 'find_lr.png'}")
+        return
     if start_epoch >= args.epochs:
         print(f"all {start_epoch} epochs are done; to train longer, give more --epochs")
     ending.wait_for_steps(stop, functools.partial(checkpoint.resume_command, "train_regressor", output))
@@ -401,6 +419,7 @@ def train(args, saved, stop):
         sums = {}
         save(epoch + 1, best=is_best, keep=kept)
         checkpoint.write_csv(history, output / "history.csv")
+        report.add_to_tensorboard(board, history[-1])
         shown = dict.fromkeys(["train_loss", "val_loss", *(k for k in scores if k.startswith(("val_mae", "val_r2")))])
         print(f"epoch {epoch:3d}  " + "  ".join(f"{k} {history[-1][k]:.5g}" for k in shown)
               + f"  lr {history[-1]['lr']:.1e}  {seconds:.1f} s{'  best' if is_best else ''}", flush=True)
@@ -410,20 +429,22 @@ def train(args, saved, stop):
 
     # ---- the end: best.pt, once, on the test split, which has chosen nothing -----------------------------------------
     best_state = checkpoint.load(output / "best.pt", script="train_regressor")
-    model.load_state_dict(best_state["model"])
-    network, skipped = whole, skipped and {}  # what can be read now
-    split = "test" if "test" in table.splits else "val"
-    found, rows = evaluate(batches_of(loader_of(split), saving=False), None)  # in float32, as predict.py does
-    predictions, quantiles = tables.to_own_units(found, scale, args.quantiles)
-    truth, paths = table.values[split][rows], [table.splits[split][row][0] for row in rows.tolist()]
-    listed = tables.prediction_rows(paths, targets, predictions, quantiles, args.quantiles, truth)
-    checkpoint.write_csv(listed, output / f"{split}_predictions.csv")
-    ways = {"this model": predictions} | {k: torch.tensor(v, dtype=torch.float64) for k, v in baseline.items()}
-    print(f"\nbest.pt: epoch {best_state['epoch'] - 1}, {args.monitor} {best_state['history'][-1][args.monitor]:.4f}\n"
-          f"on the {len(truth)} pictures of {split}"
-          f"{'' if split == 'test' else ', which chose best.pt: expect a little less on others'}:\n\n"
-          f"{metrics.regression_report(targets, truth, ways, quantiles)}\n\n"
-          f"files are in {output}; next: python predict.py --checkpoint {output}/best.pt PICTURES")
+    print(f"\nbest.pt: epoch {best_state['epoch'] - 1}, {args.monitor} {best_state['history'][-1][args.monitor]:.4f}")
+    if not args.no_test:
+        model.load_state_dict(best_state["model"])
+        network, skipped = whole, skipped and {}  # what can be read now
+        split = "test" if "test" in table.splits else "val"
+        found, rows = evaluate(batches_of(loader_of(split), saving=False), None)  # in float32, as predict.py does
+        predictions, quantiles = tables.to_own_units(found, scale, args.quantiles)
+        truth, paths = table.values[split][rows], [table.splits[split][row][0] for row in rows.tolist()]
+        listed = tables.prediction_rows(paths, targets, predictions, quantiles, args.quantiles, truth)
+        checkpoint.write_csv(listed, output / f"{split}_predictions.csv")
+        ways = {"this model": predictions} | {k: torch.tensor(v, dtype=torch.float64) for k, v in baseline.items()}
+        print(f"on the {len(truth)} pictures of {split}"
+              f"{'' if split == 'test' else ', which chose best.pt: expect a little less on others'}:\n\n"
+              f"{metrics.regression_report(targets, truth, ways, quantiles)}")
+    print(f"\n{report.sum_up(output, history, args.monitor, pictures=not args.no_report)}\n"
+          f"next: python predict.py --checkpoint {shlex.quote(str(output / 'best.pt'))} PICTURES")
 
 
 def list_layers(args):
@@ -438,8 +459,8 @@ def list_layers(args):
 
 
 def main(argv=None):
-    with ending.tidy(checkpoint.CheckpointError, data.DataError, freeze.FreezeError, losses.LossError, ModelError,
-                     tables.TableError) as stop:
+    with ending.tidy(checkpoint.CheckpointError, data.DataError, freeze.FreezeError, losses.LossError,
+                     lr_finder.RangeTestError, ModelError, report.ReportError, tables.TableError) as stop:
         args, saved = read_arguments(argv)
         if args.list_layers:
             list_layers(args)

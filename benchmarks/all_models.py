@@ -131,7 +131,7 @@ def train_and_predict(row, root):
         # The batch of four is the whole split; SGD without momentum keeps the checkpoint of a large network small.
         argv = ["--data", root / "data", "--output", output, "--model", name, "--weights",
                 root / "weights.pth", "--image-size", size_of(name), "--epochs", 1, "-b", 4, "-j", 0, "--amp", "off", "--optimizer", "sgd", "--momentum", 0,
-                "--lr", 1e-4, "--freeze", spec, *more]
+                "--lr", 1e-4, "--freeze", spec, "--no-report", *more]
         with contextlib.redirect_stdout(io.StringIO()):
             train_classifier.main([str(a) for a in argv])
             try:

@@ -1,6 +1,6 @@
 """What the network sees: a sheet with a row for each level of augmentation, one for MixUp and one for CutMix.
 
-    python demo.py ./cats_and_dogs
+    python demo.py --draw ./cats_and_dogs
     python benchmarks/augmentations.py --data ./cats_and_dogs --out benchmarks/augmentations.png
 
 Shows the first training picture of the first two classes in several epochs, made by the functions that the training

@@ -43,7 +43,7 @@ import checkpoint  # noqa: E402
 OPTIONS = """
 --model shufflenet_v2_x0_5 --weights none --image-size 32 --freeze backbone --unfreeze 1:bn --unfreeze 3:all@0.002
 --head mlp --augment strong --batch-size 8 --accumulate 2 --epochs 10 --monitor val_loss --seed 1 --save-every 1
---keep-every 2
+--keep-every 2 --no-report
 """.split()
 OF_SCRIPT = {"train_classifier": ["--mixup", "0.2"], "train_regressor": ["--target", "cat,bytes"]}
 MAY_DIFFER = {"output", "resume", "workers", "seconds", "images_per_second"}
@@ -184,7 +184,7 @@ def compare(folder, reference, script):
 def crash(args, more, home, counts, places, files):
     """Kill `args.kills` times; counts what came to pass in three Counters. Raises Found."""
     rng, pictures, script = random.Random(args.seed), home / "pictures", args.script
-    subprocess.run([sys.executable, ROOT / "demo.py", pictures], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, ROOT / "demo.py", "--draw", pictures], check=True, stdout=subprocess.DEVNULL)
     checkpoint.write_csv([{"file": path.relative_to(pictures), "split": path.parts[-3], "cat": int("cat" in path.name),
                            "bytes": path.stat().st_size} for path in sorted(pictures.rglob("*.jpg"))],
                          pictures / "labels.csv")  # for train_regressor.py

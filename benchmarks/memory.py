@@ -62,7 +62,7 @@ def main(argv=None):
             epochs, run = max(1, args.pictures // listed), Path(folder, "run")
             words = [sys.executable, str(ROOT / "train_classifier.py"), "--data", f"{folder}/data", "--model",
                      "shufflenet_v2_x0_5", "--weights", "none", "--image-size", "32", "--epochs", str(epochs), "--amp", "off",
-                     "--batch-size", "250", "--workers", "2", "--save-every", "20", "--output", str(run)]
+                     "--batch-size", "250", "--workers", "2", "--save-every", "20", "--no-report", "--output", str(run)]
             process, found = subprocess.Popen(words, stdout=subprocess.DEVNULL), []
             while process.poll() is None:
                 if (run / "last.pt").exists():  # training has begun

@@ -165,11 +165,12 @@ def cache(args):
     lighter, found = folded(copy.deepcopy(network)).to(memory_format=torch.channels_last), {}
     for _ in range(args.rounds):
         for name, run in (("as it is", network), ("BatchNorm folded", lighter)):
+            side = freeze.head_side(run, ("fc",))
             for size in (32, 64, 128):
                 x = torch.randn(size, 3, 224, 224).to(memory_format=torch.channels_last)
 
                 @torch.inference_mode()
-                def through(run=run, side=freeze.head_side(run, ("fc",)), x=x):
+                def through(run=run, side=side, x=x):
                     with torch.amp.autocast("cpu", dtype, enabled=dtype is not None):
                         freeze.head_input(run, side, x)
 

@@ -3,8 +3,8 @@
     python benchmarks/speed.py --data ./cats_and_dogs --weights resnet18-cifar8-64px.pth
     python benchmarks/speed.py ... --job head --rounds 1 --python other/bin/python     # one that has timm, fastai, lightning
 
---job everything: one epoch with everything trained. --job head: ten epochs of the new head alone. The sides (others.py) run
-in turn, --rounds times; the ratios are taken within each round, since the seconds of a machine drift. Also without the
+--job everything: one epoch with everything trained. --job head: ten epochs of the new head alone. Ours without its final
+evaluation on test/ and its report, which the others do not make; also with both. The sides (others.py) run in turn, --rounds times; the ratios are taken within each round, since the seconds of a machine drift. Also without the
 seconds that importing torch and torchvision takes, which all sides pay. Nothing else should run meanwhile.
 """
 
@@ -28,12 +28,13 @@ import checkpoint  # noqa: E402
 
 OURS = "train_classifier.py {data} {weights} --image-size 224 --workers {workers} --output {output}"
 OTHERS = "benchmarks/others.py {side} {data} {weights} --workers {workers}"
+LEAN = " --no-test --no-report"  # what the others do not do either
 JOBS = {
-    "everything": {"ours": OURS + " --epochs 1"} | {
+    "everything": {"ours": OURS + LEAN + " --epochs 1", "ours with test and report": OURS + " --epochs 1"} | {
         side: OTHERS.replace("{side}", side) + " --epochs 1" for side in ("plain", "timm", "fastai", "lightning")},
     "head": {
-        "ours, --cache-features 1": OURS + " --freeze backbone --epochs 10 --cache-features 1",
-        "ours, --cache-features 10": OURS + " --freeze backbone --epochs 10 --cache-features 10",
+        "ours, --cache-features 1": OURS + LEAN + " --freeze backbone --epochs 10 --cache-features 1",
+        "ours, --cache-features 10": OURS + LEAN + " --freeze backbone --epochs 10 --cache-features 10",
     } | {side: OTHERS.replace("{side}", side) + " --epochs 10 --frozen" for side in ("plain", "fastai", "lightning")},
 }
 

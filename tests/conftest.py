@@ -54,12 +54,14 @@ def weights(tmp_path_factory):
     return path
 
 
-SMALL = {"model": MODEL, "weights": "none", "image_size": 32, "epochs": 1, "batch_size": 8, "workers": 0, "amp": "off"}
+SMALL = {"model": MODEL, "weights": "none", "image_size": 32, "epochs": 1, "batch_size": 8, "workers": 0, "amp": "off",
+         "no_report": True}  # a report takes longer than this training
 
 
 def command_line(options, named):
-    """{"batch_size": 8, ...} and further options as the words of a command; None leaves one out."""
-    words = [word for name, value in named.items() if value is not None for word in (f"--{name.replace('_', '-')}", value)]
+    """{"batch_size": 8, ...} and further options as the words of a command; None leaves one out, True gives no value."""
+    words = [word for name, value in named.items() if value is not None
+             for word in (f"--{name.replace('_', '-')}", value) if word is not True]
     return [str(word) for word in [*words, *options]]
 
 

@@ -652,6 +652,18 @@ def test_what_cannot_be_computed_deterministically_is_said():
         "error: adaptive_avg_pool2d_backward_cuda has no deterministic form here: leave out --deterministic", 2)
 
 
+def test_a_network_that_cannot_be_compiled(train, monkeypatch, error_of):
+    from torch._dynamo.exc import TorchDynamoException
+
+    def fail(*args, **kwargs):
+        raise TorchDynamoException("no C++ compiler\nwas found")
+
+    monkeypatch.setattr(torch, "compile", lambda model: fail)
+    monkeypatch.setattr(train_classifier.freeze, "train_mode", lambda model: None)
+    error = error_of(train, "--compile")
+    assert error == "error: torch.compile has failed (no C++ compiler was found): leave out --compile"
+
+
 def test_predictions_into_a_closed_pipe(lives, train, pictures):
     run = train()
     words = ["--checkpoint", str(run / "best.pt"), str(pictures / "test")]

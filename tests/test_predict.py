@@ -173,3 +173,67 @@ def test_animated_pictures_are_said(run, tmp_path, capsys):
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
     assert call("--checkpoint", run / "best.pt", tmp_path) == 0
     assert capsys.readouterr().err == f"note: the first frame is used of {tmp_path}/x.gif\n"
+
+
+# ---- several checkpoints, mirror images
+
+
+def table_of(tmp_path, *argv):
+    """{file name: {class: probability}} or {file name: prediction} of predict.py with these arguments."""
+    file = tmp_path / "table.csv"
+    file.unlink(missing_ok=True)
+    assert call(*argv, "--csv", file, "--top-k", 2) == 0
+    rows = rows_of(file)
+    if "probability" not in rows[0]:
+        return {row["file"].rpartition("/")[2]: float(row["radius_prediction"]) for row in rows}
+    return {row["file"].rpartition("/")[2]: {row["prediction"]: float(row["probability"]),
+                                             row["prediction_2"]: float(row["probability_2"])} for row in rows}
+
+
+def test_probabilities_of_several_checkpoints_are_averaged(run, train, pictures, tmp_path, error_of):
+    other = train(epochs=1, lr=0.01, batch_size=4, seed=5, image_size=40)  # each has a size of its own
+    one, two = (table_of(tmp_path, "--checkpoint", r / "best.pt", pictures / "test") for r in (run, other))
+    assert one != two
+    both = ["--checkpoint", run / "best.pt", "--checkpoint", other / "best.pt"]
+    for file, found in table_of(tmp_path, *both, pictures / "test").items():
+        assert found == {name: pytest.approx((one[file][name] + two[file][name]) / 2, abs=1e-6) for name in ("cat", "dog")}
+    # classes in another order: the same network with the rows of its head exchanged
+    state = read(run / "best.pt")
+    state["classes"] = state["classes"][::-1]
+    for name in ("fc.weight", "fc.bias"):
+        state["model"][name] = state["model"][name].flip(0)
+    torch.save(state, tmp_path / "reversed.pt")
+    same = table_of(tmp_path, "--checkpoint", run / "best.pt", "--checkpoint", tmp_path / "reversed.pt", pictures / "test")
+    assert same == {file: {name: pytest.approx(p, abs=1e-6) for name, p in row.items()} for file, row in one.items()}
+    torch.save(state | {"classes": ["cat", "horse"]}, tmp_path / "horses.pt")
+    error = error_of(predict.main, ["--checkpoint", str(run / "best.pt"), "--checkpoint", str(tmp_path / "horses.pt"), "x.png"])
+    assert "horses.pt predicts cat, horse and" in error and "only the same can be averaged" in error
+    assert "of one --checkpoint" in error_of(predict.main, [*map(str, both), "--weights-only", str(tmp_path / "w.pth")])
+
+
+def test_mirror_images_are_averaged(run, pictures, tmp_path):
+    plain = pictures / "test"
+    for file in sorted(plain.rglob("*.png")):
+        target = tmp_path / "mirrored" / file.relative_to(plain)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(file).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(target)
+    options = ["--checkpoint", run / "best.pt"]
+    one, two = (table_of(tmp_path, *options, folder) for folder in (plain, tmp_path / "mirrored"))
+    assert one != two
+    for file, found in table_of(tmp_path, *options, "--tta", plain).items():
+        assert found == {name: pytest.approx((one[file][name] + two[file][name]) / 2, abs=1e-4) for name in ("cat", "dog")}
+
+
+def test_numbers_of_several_checkpoints_are_averaged_in_their_own_units(regress, discs, tmp_path):
+    runs = regress(epochs=2), regress("--log-target", epochs=1, seed=4)
+    one, two = (table_of(tmp_path, "--checkpoint", r / "best.pt", discs / "test") for r in runs)
+    both = table_of(tmp_path, "--checkpoint", runs[0] / "best.pt", "--checkpoint", runs[1] / "best.pt", discs / "test")
+    assert both == {file: pytest.approx((one[file] + two[file]) / 2, rel=1e-6) for file in one} and one != two
+
+
+def test_a_bad_picture_is_named_once_for_several_checkpoints(run, pictures, tmp_path, capsys):
+    (tmp_path / "bad.png").write_bytes(b"")
+    capsys.readouterr()
+    assert call("--checkpoint", run / "best.pt", "--checkpoint", run / "last.pt", tmp_path / "bad.png", pictures / "test/cat") == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("bad.png") == 1 and captured.out.count(".png") == 3

@@ -199,6 +199,25 @@ def test_going_back_in_the_same_folder_keeps_what_is_left_behind(train, weights)
     assert not changed(read(run / "last_until_4_2.pt")["model"], kept)
 
 
+# ---- compiled
+
+
+@pytest.mark.parametrize("kind", ["classifier", "regressor"])
+def test_compiled_by_the_backend_that_changes_nothing(request, kind, weights, monkeypatch):
+    """Whose kernels are those of PyTorch: the same weights, under their plain names, through a thaw and a last batch of
+    another size.
+    """
+    run = request.getfixturevalue({"classifier": "train", "regressor": "regress"}[kind])
+    options = ["--freeze", "backbone", "--unfreeze", "1:stage4"]
+    plain = run(*options, weights=weights, epochs=2)
+    calls, real = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: (calls.append(model), real(model, backend="eager"))[1])
+    compiled = run(*options, "--compile", weights=weights, epochs=2)
+    assert len(calls) == 1
+    assert not changed(read(plain / "last.pt")["model"], read(compiled / "last.pt")["model"])
+    assert untimed(history(plain)) == untimed(history(compiled))
+
+
 # ---- what is saved
 
 

@@ -1,0 +1,660 @@
+"""Pictures and one HTML page about a run, from what lies in its folder: how it went, and what it gets wrong.
+
+    python report.py runs/train_classifier/2026-11-21_17-59-30_13631     # writes report.html and its pictures there
+    paths = write_report("runs/a")
+    print(advice(history, "val_loss"))                                   # one line, or nothing
+
+Reads history.csv (one row per epoch: train_X and val_X share a panel), args.json, and test_predictions.csv or else
+val_predictions.csv. The page holds its pictures, so it can be sent as it is; they also lie beside it as PNG files.
+
+This file needs matplotlib and PIL and can be copied into any project.
+"""
+
+import argparse
+import base64
+import csv
+import html
+import io
+import json
+import math
+import os
+import re
+import warnings
+from collections import Counter
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+
+class ReportError(Exception):
+    """A report that cannot be made. The message is one line that names the way out."""
+
+
+DPI = 144
+WORST = 24  # thumbnails of mistakes
+SIDE = 280  # their pixels
+MOST_CLASSES = 100  # in the picture of the confusion matrix
+MARK = "report.py"  # stands at the beginning of every file that is written here
+HEADINGS = {"curves.png": "Training", "confusion.png": "Classes", "predicted.png": "Predicted and true",
+            "residuals.png": "Errors", "mistakes.png": "The worst mistakes"}
+STYLES = {"train": ("training", {"color": "tab:blue", "linestyle": "--", "marker": "o"}),
+          "val": ("validation", {"color": "black", "linestyle": "-", "marker": "s"}),
+          "old_val": ("old validation", {"color": "tab:red", "linestyle": ":", "marker": "^"}),
+          "lr": ("learning rate", {"color": "0.3", "linestyle": "-", "marker": "."})}
+OPTIONS = ("data labels target log_target quantiles model weights head freeze unfreeze image_size augment mixup cutmix "
+           "loss class_weights costs optimizer lr backbone_lr_scale layer_decay weight_decay schedule batch_size "
+           "accumulate epochs patience seed").split()  # those that the page shows
+
+# ---- reading
+
+
+def read_csv(path, is_number):
+    """[{column: text, or a float where is_number(column)}, ...]; an empty or missing cell of a number is nan."""
+    rows = []
+    try:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:  # a name holds any bytes
+            reader = csv.reader(lines)
+            columns = next(reader, [])
+            for cells in filter(None, reader):
+                if len(cells) > len(columns):
+                    raise ValueError("more cells than the header has columns")
+                row = dict(zip(columns, cells + [""] * (len(columns) - len(cells)), strict=True))
+                rows.append({k: float(v.strip() or "nan") if is_number(k) else v for k, v in row.items()})
+    except OSError as error:
+        raise ReportError(f"cannot read {path} ({error.strerror}): give the folder of a run that has trained at least "
+                          "one epoch") from error
+    except (ValueError, csv.Error) as error:
+        raise ReportError(f"{path} is damaged in line {reader.line_num} ({error}): restore it, or resume the run, "
+                          "which writes it anew") from error
+    return rows
+
+
+def read_history(folder):
+    """The rows of history.csv, in which epoch, lr and the train_, val_ and old_val_ columns are numbers."""
+    path = Path(folder, "history.csv")
+    history = read_csv(path, lambda name: name in ("epoch", "lr") or re.match("(train|val|old_val)_", name))
+    if not history or not all(math.isfinite(row.get("epoch", math.nan)) for row in history):
+        raise ReportError(f"{path} holds no epochs, or one without its number: give the folder of a run that has "
+                          "trained at least one epoch")
+    return [row | {"epoch": int(row["epoch"])} for row in history]
+
+
+def read_options(folder):
+    """The dict in args.json; {} without that file."""
+    path = Path(folder, "args.json")
+    try:
+        options = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{path} is damaged ({error}): restore it, or delete it") from error
+    if not (isinstance(options, dict) and isinstance(options.get("unfreeze") or [], list)):
+        raise ReportError(f"{path} holds no options of a run: restore it, or delete it")
+    return options
+
+
+def read_predictions(folder):
+    """(split, rows, targets): targets are the numbers that a regression predicts, [] for a classification. Without
+    predictions, as before the end of a run: (None, [], []).
+    """
+    split = next((s for s in ("test", "val") if Path(folder, f"{s}_predictions.csv").exists()), None)
+    if split is None:
+        return None, [], []
+    path = Path(folder, f"{split}_predictions.csv")
+    names = list((read_csv(path, lambda name: False) or [{}])[0])
+    targets = [name for name in names if f"{name}_prediction" in names]
+    pattern = "|".join(f"{re.escape(t)}(_prediction|_q[-+.0-9e]+)?" for t in targets) or "probability"
+    rows = read_csv(path, lambda name: re.fullmatch(pattern, name))
+    needed = ["file"] if targets else ["file", "truth", "prediction", "probability"]
+    if not all(row.get(name, "") != "" and row[name] == row[name] for row in rows for name in needed):  # "" or nan
+        raise ReportError(f"{path} lacks a {', '.join(needed)} in some row: restore it, or delete it")
+    return split, rows, targets
+
+
+def find_picture(file, folder, options):
+    """Where a picture of the predictions lies: as it is written, below --data or beside --labels, from here or from the
+    folder in which the run was started. None if it is not there any more.
+    """
+    data = str(options.get("data") or "")
+    beside = os.path.dirname(os.path.join(data, str(options.get("labels") or "")))
+    output, here = Path(os.path.normpath(str(options.get("output") or "."))), Path(folder).resolve()
+    ours = output.parts and not output.is_absolute() and here.parts[-len(output.parts) :] == output.parts
+    started_in = [here.parents[len(output.parts) - 1]] if ours else []
+    places = [Path(start, below, file) for start in (".", *started_in) for below in ("", data, beside)]
+    return next((place for place in places if os.path.isfile(place)), None)
+
+
+# ---- judging
+
+
+def better_is_lower(name):
+    """Is a smaller number of this column of the history a better one?"""
+    return bool(re.search("loss|cost|mae|rmse|medape", name))
+
+
+def best_row(history, monitor):
+    """The place in the history of the first row with the best `monitor`; None where there is no such number."""
+    sign = 1 if better_is_lower(monitor) else -1
+    found = [(sign * row[monitor], i) for i, row in enumerate(history) if math.isfinite(row.get(monitor, math.nan))]
+    return min(found)[1] if found else None
+
+
+def advice(history, monitor):
+    """One line about what to try next, or ''. history: a list with a dict per epoch; monitor: the column that chose the
+    best one. The first of these rules that applies, from 4 epochs on ("the last third" is rounded up):
+
+    overfitting: neither the best epoch nor the lowest val_loss lies in the last third; there every val_loss is above
+        the lowest by 5 % and by a tenth of what it had fallen, the last is not the least of them; train_loss fell on.
+    nothing learned: no epoch is better than the first, by `monitor` (unless that is a perfect 1) and by val_loss.
+    still improving: the last epoch is the best, the lowest val_loss lies in the last third, and more than a tenth of
+        the whole gain was made there.
+    a plateau: nothing was better in the last half, and that is at least 4 epochs.
+    """
+    count, third = len(history), math.ceil(len(history) / 3)
+    best, lowest = best_row(history, monitor), best_row(history, "val_loss")
+    if count < 4 or best is None or lowest is None:
+        return ""
+    losses, values = ([row.get(name, math.nan) for row in history] for name in ("val_loss", monitor))
+    training, tail, low = [row.get("train_loss", math.nan) for row in history], losses[-third:], losses[lowest]
+    limit = low + max(0.05 * abs(low), 0.1 * (losses[0] - low))
+    past = max(best, lowest) < count - third
+    if past and min(tail) > limit and tail[-1] > min(tail) and training[-1] < training[lowest]:
+        return (f"overfitting: val_loss was lowest in epoch {history[lowest]['epoch']} and has risen since, while "
+                "train_loss fell: more pictures, more --augment or --freeze, or fewer --epochs may help")
+    if best == lowest == 0 and not (values[0] == 1 and not better_is_lower(monitor)):
+        return "nothing learned: no epoch was better than the first: try a lower --lr, or a higher one"
+    earlier = best_row(history[:-third], monitor)
+    if best == count - 1 and lowest >= count - third and earlier is not None:
+        if abs(values[best] - values[earlier]) > 0.1 * abs(values[best] - values[0]):
+            return f"{monitor} was still improving at the end: more --epochs may help"
+    idle = count - 1 - best
+    if idle >= max(4, count / 2):
+        return f"a plateau: {monitor} was no better in the last {idle} of {count} epochs: fewer --epochs, or --patience"
+    return ""
+
+
+def class_scores(counts):
+    """[(class, precision, recall, F1, images), ...], the lowest F1 first; counts: a Counter of (truth, prediction). A
+    ratio 0/0 counts as 0.
+    """
+    true, predicted = Counter(), Counter()
+    for (t, p), count in counts.items():
+        true[t] += count
+        predicted[p] += count
+    scores = [(c, counts[c, c] / max(1, predicted[c]), counts[c, c] / max(1, true[c]),
+               2 * counts[c, c] / (true[c] + predicted[c]), true[c]) for c in sorted(true | predicted)]
+    return sorted(scores, key=lambda score: score[3])
+
+
+def number_scores(points):
+    """{"MAE", "RMSE", "R2", maybe "inside": the share within the range} of [(truth, prediction, low, high), ...]."""
+    n, mean = len(points), sum(t for t, *_ in points) / len(points)
+    squares, spread = sum((p - t) * (p - t) for t, p, *_ in points), sum((t - mean) * (t - mean) for t, *_ in points)
+    found = {"MAE": sum(abs(p - t) for t, p, *_ in points) / n, "RMSE": math.sqrt(squares / n),
+             "R2": 1 - squares / spread if spread else math.nan}
+    if points[0][2] is not None:
+        found["inside"] = sum(low <= t <= high for t, _, low, high in points) / n
+    return found
+
+
+# ---- drawing: each function returns a matplotlib Figure; none touches pyplot, so a script's own figures stay alone
+
+
+def new_figure(width, height, **how):
+    """An empty white figure; inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ReportError(f"the pictures need matplotlib ({error}): pip install matplotlib") from error
+    return Figure((width, height), dpi=DPI, facecolor="white", **how)
+
+
+def clean(text):
+    """The text without what no page and no font can show: bytes that are no UTF-8, control characters."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", str(text).encode("utf-8", "replace").decode())
+
+
+def label(text, width=30):
+    """For matplotlib: at most `width` characters, the middle left out, and no $ that begins a formula."""
+    text = clean(text)
+    text = text if len(text) <= width else f"{text[: width // 2]}…{text[len(text) - (width - 1) // 2 :]}"
+    return text.replace("$", r"\$")
+
+
+def plain_panel(figure, place, title, x, y=""):
+    """An empty panel in `figure`; place: (rows, columns, number)."""
+    axes = figure.add_subplot(*place)
+    axes.set_title(label(title), fontsize=9.5)
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.tick_params(which="both", labelsize=8)
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    return axes
+
+
+def draw_curves(history, options, best=None):
+    """Loss, metrics and learning rate over the epochs, a line where layers thaw, a ring around the best epoch (its
+    place in the history), and what thaws.
+    """
+    kinds = [re.fullmatch("(train|val|old_val)_(.+)", name) for name in history[0]]
+    names = sorted(dict.fromkeys(kind[2] for kind in kinds if kind), key="loss".__ne__)  # the loss comes first
+    panels = {name: {f"{kind}_{name}": style for kind, style in STYLES.items() if f"{kind}_{name}" in history[0]}
+              for name in names}
+    panels |= {"learning rate": {"lr": STYLES["lr"]}} if "lr" in history[0] else {}
+    epochs = [row["epoch"] for row in history]
+    left, right = min(epochs), max(epochs)
+    pad = max(0.5, 0.03 * (right - left))
+    found = [re.fullmatch(r"\s*(\d{1,9})\s*:(.*)", str(text)) for text in options.get("unfreeze") or []]
+    thaws = sorted((int(thaw[1]), thaw[0]) for thaw in found if thaw and int(thaw[1]) <= right)
+    rows = math.ceil((len(panels) + bool(thaws)) / 2) or 1
+    figure, handles = new_figure(8.4, 0.6 + 2.4 * rows, layout="constrained"), {}
+    for number, (title, panel) in enumerate((panels | ({"thaws": {}} if thaws else {})).items(), start=1):
+        axes = plain_panel(figure, (rows, 2, number), title, "epoch")
+        axes.set_xlim(left - pad, right + pad)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        rates = [row["lr"] for row in history if "lr" in panel and row["lr"] > 0]
+        logarithmic = bool(rates) and max(rates) >= 10 * min(rates)
+        axes.set_yscale("log" if logarithmic else "linear")
+        for epoch, _ in thaws if panel else ():
+            handles["thaw"] = axes.axvline(epoch, color="0.45", linestyle="-.", linewidth=1)
+        if not panel:  # what thaws: a bar each, from its epoch on
+            axes.set(yticks=[], ylim=(len(thaws) - 0.4, -0.6))
+            axes.grid(False)
+            for place, (epoch, words) in enumerate(thaws):
+                axes.barh(place, right + pad - epoch, left=epoch, color="0.87", height=0.9)
+                axes.text(0.02, place, label(words, 50), transform=axes.get_yaxis_transform(), va="center",
+                          fontsize=min(8, 100 / len(thaws)))
+        for column, (words, style) in panel.items():
+            points = [(row["epoch"], row[column]) for row in history
+                      if math.isfinite(row[column]) and (row[column] > 0 or not logarithmic)]
+            style = style | ({"marker": ""} if len(points) > 30 else {})
+            x, y = ([point[i] for point in points] for i in (0, 1))
+            handles[words], = axes.plot(x, y, markersize=4, linewidth=1.4, **style)
+            if column.startswith("val_") and best is not None:
+                handles[f"best epoch, {epochs[best]}"], = axes.plot(
+                    epochs[best], history[best][column], "o", markersize=11, mfc="none", mec="black", mew=1.6)
+    handles.pop("learning rate", None)
+    if handles:
+        figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles), fontsize=8)
+    return figure
+
+
+def draw_confusion(counts, scores):
+    """The confusion matrix, truth on the rows; counts and scores as in `class_scores`. Colours: shares of the rows."""
+    classes = sorted(score[0] for score in scores[:MOST_CLASSES])
+    n, images = len(classes), {score[0]: score[4] for score in scores}
+    shares = [[counts[t, p] / max(1, images[t]) for p in classes] for t in classes]
+    cell = max(0.75, 3 / n) if n <= 12 else 0.36 if n <= 30 else 0.19  # inches
+    size, names = 8.5 if n <= 12 else 7, [label(name, 28) for name in classes]
+    longest, most = max(map(len, names)), max(counts[t, p] for t in classes for p in classes)
+    margin = 0.7 + 0.0092 * size * longest
+    upright = n > 12 or longest > 8  # the labels below
+    figure = new_figure(n * cell + margin + 1, n * cell + 0.6 + (margin if upright else 0.4), layout="constrained")
+    title = f"{n} of {len(scores)} classes, lowest F1" if n < len(scores) else "confusion matrix"
+    axes = plain_panel(figure, (1, 1, 1), title, "predicted", "true")
+    axes.grid(False)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(n), names, fontsize=size, rotation=90 * upright)
+    axes.set_yticks(range(n), names, fontsize=size)
+    bar = figure.colorbar(image, shrink=min(1, 3 / (n * cell)), format=lambda share, _: f"{share:.0%}")
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label("share of the row", fontsize=8)
+    for i, t in enumerate(classes):
+        for j, p in enumerate(classes):
+            if n <= 12 or counts[t, p] and (n <= 30 or shares[i][j] >= 0.05):  # 10,000 texts would take their time
+                words = f"{counts[t, p]}\n{shares[i][j]:.0%}" if n <= 12 else counts[t, p]
+                axes.text(j, i, words, ha="center", va="center", color="white" if shares[i][j] > 0.65 else "black",
+                          fontsize=min(9, 72 * cell / (0.75 * len(str(most)))), in_layout=False)
+    return figure
+
+
+def draw_numbers(values, log):
+    """Two Figures, with panels for each of values: {target: [(truth, prediction, low, high), ...]}: the predictions
+    against the truth; the errors, predicted minus true, against the truth and as a histogram.
+    """
+    columns, rows = min(2, len(values)), math.ceil(len(values) / 2)
+    one = new_figure(4.4 * columns, 4.4 * rows, layout="constrained")
+    other = new_figure(8.4, 3.2 * len(values), layout="constrained")
+    for place, (name, points) in enumerate(values.items()):
+        truth, guesses, low, high = map(list, zip(*points, strict=True))
+        errors, ranged = [p - t for t, p, *_ in points], low[0] is not None
+        dots = {"color": "tab:blue", "linestyle": "", "marker": "o", "markeredgewidth": 0,
+                "markersize": 4 if len(points) < 300 else 2.5, "alpha": 0.7 if len(points) < 300 else 0.3}
+        line = {"color": "black", "linestyle": "--", "linewidth": 1}
+        ends = truth + guesses + (low + high if ranged else [])
+        ends = min(ends), max(ends)
+        axes = plain_panel(one, (rows, columns, place + 1), name, "true", "predicted" + ", and its range" * ranged)
+        if ranged:
+            axes.vlines(truth, low, high, color="0.6", linewidth=0.8, alpha=dots["alpha"])
+        axes.plot(truth, guesses, **dots)
+        axes.plot(ends, ends, **line)
+        scatter = plain_panel(other, (len(values), 2, 2 * place + 1), name, "true", "predicted - true")
+        scatter.plot(truth, errors, **dots)
+        scatter.axhline(0, **line)
+        bars = plain_panel(other, (len(values), 2, 2 * place + 2), name, "predicted - true", "pictures")
+        pad = 0.02 * (max(errors) - min(errors)) or 0.5 * abs(errors[0]) or 0.5
+        bars.hist(errors, bins=min(40, 5 + math.isqrt(len(errors))), range=(min(errors) - pad, max(errors) + pad),
+                  color="tab:blue", edgecolor="white", linewidth=0.5)
+        bars.axvline(0, **line)
+        for scaled, name in ((axes, "x"), (axes, "y"), (scatter, "x")) if log and ends[0] > 0 else ():
+            scaled.set(**{f"{name}scale": "log"})
+            axis = getattr(scaled, f"{name}axis")
+            axis.get_major_locator().set_params(subs=(1, 2, 5) if ends[1] < 1000 * ends[0] else (1,))
+            axis.set_minor_formatter("")
+        limits = [min(axes.get_xlim()[0], axes.get_ylim()[0]), max(axes.get_xlim()[1], axes.get_ylim()[1])]
+        axes.set(xlim=limits, ylim=limits)
+        for panel in (axes, scatter, bars):
+            panel.tick_params(axis="x", rotation=30)
+            for axis in (panel.xaxis, panel.yaxis):
+                axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    return one, other
+
+
+def thumbnail(path):
+    """A square RGB picture of SIDE pixels, upright, the whole of it on white; None if `path` cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                image.draft("RGB", (SIDE, SIDE))  # a large JPEG is decoded at a fraction of its size
+                image = ImageOps.exif_transpose(image)
+            if image.mode[0] in "IF":  # 16-bit and float grey
+                image = image if image.mode == "F" else image.convert("I").convert("F")
+                scale = 255 / (image.getextrema()[1] or 1)
+                image = image.point(lambda value: value * scale + 0).convert("L")
+            image = image.convert("RGBA")
+            image.thumbnail((SIDE, SIDE))
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+            return ImageOps.pad(image, (SIDE, SIDE), color="white")
+    except Exception:  # PIL raises many kinds for damaged files
+        return None
+
+
+def draw_sheet(sections):
+    """Thumbnails with words below them; sections: {title: [(path or None, file name, [line, ...]), ...]}."""
+    tile, words, head = 2.1, 0.5, 0.35  # inches
+    height = sum(head + math.ceil(len(tiles) / 4) * (tile + words) for tiles in sections.values())
+    figure, y = new_figure(4 * tile, height), height
+    for title, tiles in sections.items():
+        figure.text(0.01, (y - 0.12) / height, label(title, 90), fontsize=10, va="top")
+        y -= head
+        for place, (path, file, lines) in enumerate(tiles):
+            x, top = place % 4 * tile, y - place // 4 * (tile + words)
+            side = tile - 0.15
+            axes = figure.add_axes(((x + 0.075) / (4 * tile), (top - side) / height, side / (4 * tile), side / height))
+            axes.set(xticks=[], yticks=[])
+            if picture := thumbnail(path) if path else None:
+                axes.imshow(picture)
+            else:
+                axes.set_facecolor("0.8")
+                words_here = f"not {'read' if path else 'found'}:\n{label(os.path.basename(file), 28)}"
+                axes.text(0.5, 0.5, words_here, transform=axes.transAxes, ha="center", va="center", fontsize=7.5,
+                          family="DejaVu Sans Mono")
+            figure.text((x + 0.075) / (4 * tile), (top - side - 0.06) / height, "\n".join(label(t, 31) for t in lines),
+                        fontsize=7.5, va="top", family="DejaVu Sans Mono")  # of one width, so that 31 letters fit
+        y -= math.ceil(len(tiles) / 4) * (tile + words)
+    return figure
+
+
+def draw_range_test(rates, losses, smoothed, suggestion, file):
+    """Write the curve of a learning-rate range test to `file`: losses and smoothed losses over the rates, and a line at
+    the suggested rate. Raises ReportError.
+    """
+    figure = new_figure(7, 4, layout="constrained")
+    axes = plain_panel(figure, (1, 1, 1), "learning-rate range test", "learning rate of the head", "loss")
+    axes.plot(rates, losses, ".", color="0.6", markersize=4, label="each step")
+    axes.plot(rates[: len(smoothed)], smoothed, color="black", label="smoothed")
+    axes.axvline(suggestion, color="tab:blue", linestyle="--", label=f"suggested: {suggestion:.1e}")
+    low = min(smoothed)
+    axes.set(xscale="log", ylim=(low - 0.2 * (smoothed[0] - low) - 1e-9, smoothed[0] + (smoothed[0] - low) + 1e-9))
+    axes.legend(fontsize=8)
+    figure.savefig(buffer := io.BytesIO(), format="png", metadata={"Software": MARK})
+    try:
+        Path(file).write_bytes(buffer.getvalue())
+    except OSError as error:
+        raise ReportError(f"could not write {file} ({error.strerror}): make room, or give another --output") from error
+
+
+# ---- the page
+
+HEAD = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="report.py">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<style>
+:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
+h2 { margin: 2rem 0 0.5rem }
+table { border-collapse: collapse; font-size: 0.9rem }
+th, td { padding: 0.15rem 0.7rem 0.15rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #8885 }
+.numbers td, .numbers th { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+.numbers td:first-child, .numbers th:first-child { text-align: left; white-space: normal; min-width: 7rem }
+.words td { min-width: 6rem }
+.facts td:first-child, .words td:first-child { min-width: 8rem }
+.scroll { overflow-x: auto }
+img { display: block; background: white; height: auto; width: 100% }
+.best { font-weight: bold }
+summary { cursor: pointer; margin: 0.5rem 0 }
+</style>
+"""
+
+
+def shown(value):
+    """A value as escaped text; a float with six digits."""
+    return html.escape(clean(f"{value:.6g}" if isinstance(value, float) else value))
+
+
+def table(header, rows, kind="numbers", best=None):
+    """An HTML table; kind: its class; best: the place of a row in bold."""
+    lines = [f'<div class="scroll"><table class="{kind}">']
+    if header:
+        lines.append(f"<tr>{''.join(f'<th>{shown(cell)}</th>' for cell in header)}</tr>")
+    for i, row in enumerate(rows):
+        start = '<tr class="best">' if i == best else "<tr>"
+        lines.append(f"{start}{''.join(f'<td>{shown(cell)}</td>' for cell in row)}</tr>")
+    return "\n".join([*lines, "</table></div>"])
+
+
+def folded(title, content):
+    return f"<details><summary>{shown(title)}</summary>\n{content}\n</details>"
+
+
+def picture_tag(png, alt):
+    """The picture itself; as wide as the page, but never so small that its words cannot be read: it scrolls then."""
+    width = Image.open(io.BytesIO(png)).width * 100 // DPI  # CSS pixels
+    least = min(width, max(600, width * 2 // 3))
+    return (f'<div class="scroll"><img style="max-width: {width}px; min-width: {least}px" alt="{shown(alt)}" '
+            f'src="data:image/png;base64,{base64.b64encode(png).decode()}"></div>')
+
+
+def judge_classes(rows, find):
+    """What the predictions of a classification say: [(name, text), ...] for the head of the page, and {file: (Figure,
+    alt text, HTML below it)}. find: gives the path of a picture by its name in the predictions, or None.
+    """
+    counts = Counter((row["truth"], row["prediction"]) for row in rows)
+    scores, right = class_scores(counts), sum(count for (t, p), count in counts.items() if t == p)
+    occurring = sum(score[4] > 0 for score in scores)
+    mean = ["macro mean", *(sum(score[k] for score in scores) / len(scores) for k in (1, 2, 3)), len(rows)]
+    facts = [("accuracy", f"{right / len(rows):.4f} ({right} of {len(rows)} pictures right)"),
+             ("balanced accuracy", f"{sum(score[2] for score in scores) / occurring:.4f}"),
+             ("macro F1", f"{mean[3]:.4f}, over the {len(scores)} classes that occur")]
+    cells = [[c, *(f"{v:.4f}" for v in values), images] for c, *values, images in [*scores, mean]]
+    found = {"confusion.png": (
+        draw_confusion(counts, scores),
+        f"Confusion matrix, truth on the rows: {right} of {len(rows)} pictures are on the diagonal",
+        table(["class", "precision", "recall", "F1", "images"], cells, best=len(scores)))}
+    wrong = sorted((row for row in rows if row["truth"] != row["prediction"]), key=lambda row: -row["probability"])
+    if worst := wrong[:WORST]:
+        title = f"{len(worst)} of {len(wrong)} mistakes: wrong with the highest probability"
+        lines = [(row["file"], row["truth"], row["prediction"], f"{row['probability']:.1%}") for row in worst]
+        words = "true: {}", "predicted: {}", "probability {}"
+        tiles = [(find(file), file, [w.format(v) for w, v in zip(words, values, strict=True)])
+                 for file, *values in lines]
+        lines = table(["file", "true", "predicted", "probability"], lines, "words")
+        found["mistakes.png"] = draw_sheet({title: tiles}), f"Thumbnails: {title}", folded("As a table", lines)
+    return facts, found
+
+
+def judge_numbers(rows, targets, log, find):
+    """As `judge_classes`, for a regression; log: its --log-target. Numbers that are not finite are left out."""
+    facts, values, sections, lines = [], {}, {}, []
+    for target in targets:
+        levels = sorted((name for name in rows[0] if re.fullmatch(re.escape(target) + "_q[-+.0-9e]+", name)),
+                        key=lambda name: float(name.rpartition("_q")[2]))
+        ends = [levels[0], levels[-1]] if len(levels) > 1 else []
+        columns = [target, f"{target}_prediction", *ends]
+        good = [row for row in rows if all(abs(row[name]) < 1e300 for name in columns)]  # differences are finite, too
+        facts.append((target, f"{len(good)} of {len(rows)} pictures have finite numbers"))
+        if not good:
+            continue
+        values[target] = [(*(row[name] for name in columns), *([] if ends else [None, None])) for row in good]
+        facts[-1] = target, ", ".join([f"{k} {v:.6g}" for k, v in number_scores(values[target]).items()]
+                                      + [f"on {len(good)} of {len(rows)} pictures"]
+                                      + [f"inside: from {name}" for name in [" to ".join(ends)] if ends])
+        errors = [(row["file"], target, t, p, abs(p - t)) for row, (t, p, *_) in zip(good, values[target], strict=True)]
+        worst = sorted((e for e in errors if e[4] > 0), key=lambda e: -e[4])[: max(4, WORST // len(targets))]
+        lines += worst
+        if worst:
+            sections[f"{target}: the {len(worst)} largest errors"] = [
+                (find(file), file, [f"true: {t:.6g}", f"predicted: {p:.6g}", f"off by {error:.6g}"])
+                for file, _, t, p, error in worst]
+    found = {}
+    if values:
+        predicted, residuals = draw_numbers(values, log)
+        found["predicted.png"] = predicted, "Predicted against true numbers; the same on the dashed line", ""
+        found["residuals.png"] = residuals, "Predicted minus true, against the truth and as a histogram", ""
+    if sections:
+        lines = table(["file", "target", "true", "predicted", "error"], lines, "words")
+        found["mistakes.png"] = draw_sheet(sections), f"Thumbnails: {'; '.join(sections)}", folded("As a table", lines)
+    return facts, found
+
+
+def write_report(folder):
+    """Write report.html and its PNG files into the run folder; returns their paths. Raises ReportError: for a folder
+    that is none of a run, damaged files, files of the same names that are not of a report, a disk that refuses; what
+    was there then stays as it was.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ReportError(f"no such folder: {folder}: give the folder of a run, such as runs/train_classifier/<time>")
+    history, options, (split, rows, targets) = read_history(folder), read_options(folder), read_predictions(folder)
+    monitor = str(options.get("monitor") or "val_loss")
+    best = best_row(history, monitor)
+    chosen = (f"{name} {clean(options[name]).strip('[]')}" for name in OPTIONS if options.get(name))
+    facts = [("epochs", f"{len(history)}, from {history[0]['epoch']} to {history[-1]['epoch']}")]
+    if best is not None:
+        facts.append(("best epoch", f"{history[best]['epoch']}, {monitor} {history[best][monitor]:.6g}"))
+    if said := advice(history, monitor):
+        facts.append(("advice", said))
+
+    def find(file):
+        return find_picture(file, folder, options)
+
+    files, judged = {}, {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about letters that the font does not have
+        if rows:
+            facts.append(("judged on", split + (", which chose best.pt: expect a little less on others"
+                                                if split == "val" else "")))
+            more, judged = (judge_numbers(rows, targets, bool(options.get("log_target")), find) if targets
+                            else judge_classes(rows, find))
+            facts += more
+        curves = draw_curves(history, options, best), "Loss, metrics and learning rate over the epochs", ""
+        pictures = {"curves.png": curves} | judged
+        for name, (figure, _, _) in pictures.items():
+            figure.savefig(buffer := io.BytesIO(), format="png", metadata={"Software": MARK})
+            files[name] = buffer.getvalue()
+
+    facts.append(("options", ", ".join(chosen) or "not known"))
+    title = shown(folder.resolve().name)
+    page = [f"{HEAD}<title>{title}</title></head><body>", f"<h1>{title}</h1>", table([], facts, "facts")]
+    for name, (_, alt, below) in pictures.items():
+        page += [f"<h2>{HEADINGS[name]}</h2>", picture_tag(files[name], alt), below]
+    if "mistakes.png" not in pictures:
+        page.append(f"<h2>{HEADINGS['mistakes.png']}</h2><p>{'No mistakes.' if judged else 'No predictions.'}</p>")
+    cells = [[short_number(cell) for cell in row.values()] for row in history]
+    page += ["<h2>All numbers</h2>", folded("History", table(list(history[0]), cells, best=best)), "</body></html>"]
+    replace_files(folder, files | {"report.html": "\n".join(page).encode()})
+    return [folder / name for name in (*files, "report.html")]
+
+
+def tensorboard_writer(folder, epoch):
+    """A SummaryWriter into folder/tensorboard, which passes over what an earlier run wrote from `epoch` on. Raises
+    ReportError where TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ReportError(f"--tensorboard needs TensorBoard ({error}): pip install tensorboard, or leave it out "
+                          "(report.html has the same curves)") from error
+    return SummaryWriter(str(Path(folder, "tensorboard")), purge_step=epoch)
+
+
+def add_to_tensorboard(writer, row):
+    """Write a row of the history, unless `writer` is None."""
+    for name, value in row.items() if writer else ():
+        if name != "epoch":
+            writer.add_scalar(name, value, row["epoch"])
+    if writer:
+        writer.flush()
+
+
+def sum_up(folder, history, monitor, pictures=True):
+    """The last words after training: `advice`, and where the files are, with a report among them if `pictures`. What
+    hinders the report is said and does not end the script.
+    """
+    lines = [advice(history, monitor)] if advice(history, monitor) else []
+    written = []
+    try:
+        written = write_report(folder) if pictures else []
+    except ReportError as error:
+        lines.append(f"note: no report: {error}")
+    return "\n".join([*lines, f"files are in {folder}" + (f"; look at {written[-1]}" if written else "")])
+
+
+def short_number(cell):
+    try:
+        return f"{float(cell):.5g}"
+    except ValueError:  # text, or nothing
+        return cell
+
+
+def replace_files(folder, files):
+    """Write {name: bytes} into a folder, each file in one step, and remove the pictures of an earlier report that this
+    one does not have. Files that are not of a report stay as they are: ReportError.
+    """
+    temporary = {name: folder / f"{name}.{os.getpid()}.tmp" for name in files}
+    try:
+        old = [folder / name for name in (*HEADINGS, "report.html") if os.path.lexists(folder / name)]
+        for path in old:
+            with open(path, "rb") as file:
+                if MARK.encode() not in file.read(1000):
+                    raise ReportError(f"{path} is not of a report: it was left as it is, rename it")
+        try:
+            for name, content in files.items():
+                temporary[name].write_bytes(content)
+            for name in files:
+                os.replace(temporary[name], folder / name)
+        finally:
+            for path in temporary.values():
+                path.unlink(missing_ok=True)
+        for path in old:
+            if path.name not in files:
+                path.unlink()
+    except OSError as error:
+        raise ReportError(f"could not write the report into {folder} ({error.strerror}): make room, or copy the run to "
+                          "where you may write") from error
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"error: {clean(message)}\n")
+    parser.add_argument("folder", metavar="RUN", help="the folder of a run, such as runs/train_classifier/<time>")
+    try:
+        paths = write_report(parser.parse_args(argv).folder)
+    except ReportError as error:
+        parser.error(str(error))
+    print(f"wrote {clean(paths[-1])}, and beside it {', '.join(path.name for path in paths[:-1])}")
+
+
+if __name__ == "__main__":
+    main()
