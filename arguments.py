@@ -164,7 +164,7 @@ def add_training_options(parser, metrics):
         help="stop after N epochs without a better --monitor (default %(default)s: never)")
     add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision (default %(default)s)")
     add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name such as cuda:0")
-    add("--compile", action="store_true", help="torch.compile: a minute or more to start, then maybe faster")
+    add("--compile", action="store_true", help="torch.compile, on one device: a minute or more to start, then maybe faster")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="(default %(default)s)")
     add("--deterministic", action="store_true", help="the same bits on a GPU, too; slower (a CPU needs no asking)")
 
@@ -204,7 +204,7 @@ def shared_rules(args, backbone_trains):
     """Rules for `refuse_idle` about these options."""
     thawing = backbone_trains, "a backbone that trains or thaws"
     return {
-        "find_lr": (args.resume is None and args.lr != 0, "a new run, without --resume, and an --lr above 0"),
+        "find_lr": (args.resume is None and args.lr != 0, "a new run (no --resume) and an --lr above 0"),
         "on_bad_image": (args.batch_size > 2 or args.on_bad_image == "error",
                          "a --batch-size of 3 or more: too little would be left of a smaller one"),
         "momentum": (args.optimizer in ("sgd", "rmsprop"), "--optimizer sgd or rmsprop"),

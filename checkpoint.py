@@ -365,12 +365,14 @@ def slower_command(script, folder, lr, thaws, step):
     the latest checkpoint of an earlier step, else start again. thaws: {epoch: what thaws, perhaps at a rate of its own
     behind @}.
     """
-    states = {path: load(path, script, mmap=True)["step"] for path in Path(folder).glob("*.pt")
-              if "_until_" not in path.name}
-    earlier = [path for path in states if states[path] < step]
-    latest = max(earlier, key=lambda path: (states[path], path.name == "last.pt"), default=None)
+    steps = {}
+    for path in Path(folder).glob("*.pt"):
+        with contextlib.suppress(CheckpointError):  # damaged, or something else
+            steps[path] = load(path, script, mmap=True)["step"]
+    earlier = [path for path in steps if steps[path] < step and "_until_" not in path.name]
+    latest = max(earlier, key=lambda path: (steps[path], path.name == "last.pt"), default=None)
     go_on = f"python {script}.py --resume {shlex.quote(str(latest))}" if latest else "the same command with"
-    another = "" if latest or not states else " --output elsewhere"
+    another = "" if latest or not steps else " --output elsewhere"
     rates = ", and lower rates behind @" if "@" in "".join(thaws.values()) else ""
     return f"{go_on}{another} --lr {lr / 2:g}{rates}"
 

@@ -99,7 +99,7 @@ def read_arguments(argv):
 def train(args, saved, stop):
     # ---- 2 device and processes --------------------------------------------------------------------------------------
     device = pick_device(args.device, args.deterministic)
-    gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
+    gpus = torch.cuda.device_count() if device == torch.device("cuda") and not args.compile else 1
     torch.manual_seed(args.seed)  # for the new head's weights and for dropout
 
     # ---- 3 data ------------------------------------------------------------------------------------------------------
