@@ -88,7 +88,7 @@ def refuse_idle(parser, typed, rules):
 MAY_CHANGE = {"data", "labels", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay", "patience",
               "unfreeze", "workers", "device", "output", "resume", "list_layers", "log_every", "save_every",
               "keep_every", "on_bad_image", "batch_size", "accumulate", "no_test", "no_report",
-              "tensorboard"}
+              "tensorboard", "find_lr"}
 DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 
 
@@ -164,7 +164,8 @@ def add_training_options(parser, metrics):
         help="stop after N epochs without a better --monitor (default %(default)s: never)")
     add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision (default %(default)s)")
     add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name such as cuda:0")
-    add("--compile", action="store_true", help="torch.compile, on one device: a minute or more to start, then maybe faster")
+    add("--compile", action="store_true",
+        help="torch.compile, on one device: a minute or more to start, then maybe faster")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="(default %(default)s)")
     add("--deterministic", action="store_true", help="the same bits on a GPU, too; slower (a CPU needs no asking)")
 

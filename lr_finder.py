@@ -73,7 +73,7 @@ def suggest(rates, values):
     finite = [value for value in values if math.isfinite(value)]
     smoothed = smooth(finite)
     lowest = min(range(len(smoothed)), key=smoothed.__getitem__, default=0)
-    if not smoothed or smoothed[lowest] > 0.98 * smoothed[0]:
+    if not smoothed or smoothed[lowest] > 0.97 * smoothed[len(smoothed) // 10]:  # the very first are too noisy
         raise RangeTestError("the loss never fell, whatever the rate: look at the data and the loss first, or let more "
                              "of the network train")
     return rates[lowest] / 10, f"a tenth of {rates[lowest]:.2g}, at which the smoothed loss was lowest"

@@ -96,7 +96,8 @@ def write_weights(state, file):
 def load_checkpoints(files):
     """Their states, which must predict the same classes (in any order), or the same numbers. Raises CheckpointError."""
     states = [checkpoint.load(file) for file in files]
-    answers = [sorted(state["classes"]) if "classes" in state else state["outputs"] for state in states]
+    answers = [sorted(state["classes"]) if "classes" in state else
+               [*state["targets"], *map(str, state["quantiles"] or [])] for state in states]
     for file, state, answer in zip(files, states, answers, strict=True):
         if (state["script"], answer) != (states[0]["script"], answers[0]):
             raise checkpoint.CheckpointError(f"{file} predicts {', '.join(answer)} and {files[0]} "

