@@ -344,6 +344,7 @@ def test_freed_memory_is_kept():
     reading, writing = os.pipe()
     pid = os.fork()  # the settings are those of a process
     if pid == 0:
+        torch.set_num_threads(1)  # the threads of OpenMP do not survive a fork
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 65536)  # glibc's defaults, which an earlier test may have changed
         libc.mallopt(-3, 128 * 1024)
@@ -351,6 +352,7 @@ def test_freed_memory_is_kept():
         models.keep_freed_memory()
         os.write(writing, f"{found[0]} {faults()}".encode())
         os._exit(0)
+    os.close(writing)
     os.waitpid(pid, 0)
     given_back, kept = map(int, os.read(reading, 100).split())
     assert given_back > 5000 and kept < 500
