@@ -7,6 +7,7 @@ Run as a program it is that process: it reads requests as JSON lines, answers ea
 import atexit
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -115,6 +116,8 @@ def live(script, argv, before, files):
 
 def main():
     sys.path.insert(0, str(ROOT))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # they may be ignored, as under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     import train_classifier  # noqa: F401
     import train_regressor  # noqa: F401
 

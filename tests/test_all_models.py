@@ -46,7 +46,7 @@ def few(tmp_path_factory):
     return draw_folder(tmp_path_factory.mktemp("few"), train=2, val=1, test=1)
 
 
-@pytest.mark.parametrize("name", ["swin_t", "squeezenet1_1", "efficientnet_b0", "googlenet"])
+@pytest.mark.parametrize("name", ["squeezenet1_1", "efficientnet_b0", "googlenet"])
 def test_the_whole_way(name, tmp_path):
     """Trained with every spec and with an MLP head, saved, rebuilt by predict.py with the same probabilities."""
     all_models.draw_pictures(tmp_path / "data")
