@@ -109,7 +109,7 @@ def run_network(args, state, device, paths):
     """Return the outputs (N, C) in float32 for the pictures, with --tta those for their mirror images too, and
     {place in `paths`: what is wrong} of those that cannot be read.
     """
-    model = rebuild(state)
+    model = rebuild(state).requires_grad_(False)
     model.to(device, memory_format=torch.channels_last).eval()
     _, _, amp_dtype = pick_precision(args.amp, model, device)
     preprocessing = state["preprocessing"]

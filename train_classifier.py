@@ -202,7 +202,7 @@ def train(args, saved, stop):
         return plateau_scale
 
     amp = saved["precision"] if saved and args.amp == "auto" and saved["device"] == device.type else args.amp
-    precision, reason, amp_dtype = pick_precision(amp, model, device, gpus)
+    precision, reason, amp_dtype = pick_precision(amp, model, device, gpus, bool(thaws))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")  # bf16 has float32's range, needs none
 
     # ---- 8 resume ----------------------------------------------------------------------------------------------------

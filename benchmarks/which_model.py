@@ -48,8 +48,6 @@ def measure(name, device, least, batch=32, size=224, amp="auto"):
     model = model.to(memory_format=torch.channels_last)
     x = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
     y = torch.arange(batch, device=device) % 2
-    _, _, amp_dtype = models.pick_precision(amp, model, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
 
     @torch.inference_mode()
     def predict():
@@ -68,6 +66,8 @@ def measure(name, device, least, batch=32, size=224, amp="auto"):
     for spec in ("none", "backbone"):
         freeze.freeze(model, spec, freeze.find_head(model))
         freeze.train_mode(model)
+        _, _, amp_dtype = models.pick_precision(amp, model, device)
+        scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
         found.append(batch / seconds(step, device, least))
     return found
@@ -75,14 +75,16 @@ def measure(name, device, least, batch=32, size=224, amp="auto"):
 
 def compare_precisions(names, device, args):
     """What --amp auto chooses, beside what it could choose: training images/s in float32 and in bf16, in turn."""
-    print("| network | `--amp auto` | everything, float32 | bf16 | head alone, float32 | bf16 |\n|---|---|---|---|---|---|")
+    print("| network | everything: `--amp auto` | float32 | bf16 | head alone: `--amp auto` | float32 | bf16 |")
+    print("|---|---|---|---|---|---|---|")
     for name in names:
-        chosen = models.auto_precision(models.build(name), device)[0]
+        model = models.build(name)
+        chosen = [models.auto_precision(model.requires_grad_(trains), device)[0] for trains in (True, False)]
         rounds = [[measure(name, device, args.seconds, args.batch_size, amp=amp)[1:] for amp in ("off", "bf16")]
                   for _ in range(args.rounds)]
         cells = [[one[precision][what] for one in rounds] for what in (0, 1) for precision in (0, 1)]
         cells = [f"{statistics.median(c):.1f} ({min(c):.1f} to {max(c):.1f})" for c in cells]
-        print(f"| `{name}` | {chosen} | {' | '.join(cells)} |", flush=True)
+        print(f"| `{name}` | {' | '.join([chosen[0], *cells[:2], chosen[1], *cells[2:]])} |", flush=True)
 
 
 def main(argv=None):

@@ -2,15 +2,22 @@
 
 import ast
 import importlib.util
+import inspect
+import io
+import multiprocessing.spawn
 import os
 import re
 import shlex
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import pytest
 import torch
+import torchvision
+from torch import nn
+from torch.utils.data import default_collate
 
 import all_models
 import arguments
@@ -149,6 +156,81 @@ def test_your_own_transform(train, monkeypatch):
     assert [type(t).__name__ for t in seen[0].transforms] == ["RandomResizedCrop", "RandomVerticalFlip", "ColorJitter"]
     a, b = (torch.load(r / "last.pt", weights_only=True)["model"] for r in (run, again))
     assert all(torch.equal(a[k], b[k]) for k in a)  # seeded, like the transforms that it replaces
+
+
+def provoke(message):
+    """What PyTorch says when one does what the README's table of its errors says beside this message."""
+    resnet, x, labels = torchvision.models.resnet18(num_classes=3), torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
+
+    def pickled():
+        torch.save(nn.Linear(1, 1), buffer := io.BytesIO())
+        torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+
+    def all_frozen():
+        nn.functional.cross_entropy(resnet.requires_grad_(False)(x), labels).backward()
+
+    def wrong_head():
+        resnet.fc = nn.Linear(2048, 2)
+        resnet(x)
+
+    def held_graphs():
+        total, layer = 0, nn.Linear(1, 1)
+        for _ in range(2):
+            total = total + layer(torch.ones(1, 1)).square().sum()
+            total.backward()
+
+    def unscaled_twice():
+        scaler, layer = torch.amp.GradScaler("cpu"), nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(layer.parameters())
+        scaler.scale(layer(torch.ones(1, 1)).sum()).backward()
+        scaler.unscale_(optimizer)
+        scaler.unscale_(optimizer)
+
+    def broadcast():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            nn.functional.mse_loss(torch.randn(4, 1), torch.randn(4))
+
+    def no_main():  # spawning such a script would take ten seconds
+        raise RuntimeError(inspect.getsource(multiprocessing.spawn))
+
+    def of_another_size():
+        torchvision.models.VisionTransformer(224, 32, num_layers=1, num_heads=1, hidden_dim=8, mlp_dim=8)(x)
+
+    ways = {
+        "object has no attribute 'val'": lambda: resnet.val(),
+        "object has no attribute 'fc'": lambda: torchvision.models.mobilenet_v2().fc,
+        "mat1 and mat2 shapes cannot be multiplied": wrong_head,
+        "size mismatch for fc.weight": lambda: torchvision.models.resnet18(num_classes=2).load_state_dict(resnet.state_dict()),
+        "Missing key(s) in state_dict": lambda: resnet.load_state_dict(nn.DataParallel(resnet).state_dict()),
+        "Weights only load failed": pickled,
+        "element 0 of tensors does not require grad": all_frozen,
+        "optimizer got an empty parameter list": lambda: torch.optim.SGD(p for p in resnet.parameters() if not p.requires_grad),
+        "Expected more than 1 value per channel when training": lambda: resnet.train()(x[:1, :, :32, :32]),
+        "is out of bounds": lambda: nn.functional.cross_entropy(torch.randn(2, 1), labels),
+        "to have 3 channels, but got": lambda: resnet(torch.randn(2, 4, 64, 64)),
+        "stack expects each tensor to be equal size": lambda: default_collate([torch.zeros(3, 4, 4), torch.zeros(3, 5, 4)]),
+        "expected scalar type Byte but found Float": lambda: resnet(x.to(torch.uint8)),
+        "must be Tensor, not GoogLeNetOutputs": lambda: nn.functional.cross_entropy(
+            torchvision.models.googlenet(init_weights=False).train()(x), labels),
+        "Wrong image height!": of_another_size,
+        "Using a target size": broadcast,
+        "Trying to backward through the graph a second time": held_graphs,
+        "unscale_() has already been called on this optimizer": unscaled_twice,
+        "An attempt has been made to start a new process before": no_main,
+    }
+    with pytest.raises(Exception) as caught:
+        ways[message]()
+    return str(caught.value)
+
+
+def test_pytorch_says_what_the_table_of_its_errors_says():
+    table = README.partition("### What PyTorch says")[2].partition("And what it does not say")[0]
+    messages = re.findall(r"^\| `([^`]+)` \|", table, re.M)
+    assert len(messages) == 19
+    with all_models.QuickInit(fill=True):
+        for message in messages:
+            assert message in " ".join(provoke(message).split()), message
 
 
 def test_options_that_the_text_names_exist():

@@ -233,7 +233,12 @@ def test_auto_precision_avoids_depthwise_convolutions_on_a_cpu(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     assert models.auto_precision(fresh("resnet18"), cpu)[0] == "bf16"
-    assert models.auto_precision(fresh("mobilenet_v3_small"), cpu)[0] == "off"
+    mobilenet = fresh("mobilenet_v3_small")
+    assert models.auto_precision(mobilenet, cpu)[0] == "off"
+    assert models.auto_precision(fresh("efficientnet_v2_s"), cpu)[0] == "bf16"  # a few of them do no harm
+    freeze.freeze(mobilenet, "backbone", "classifier.3")
+    assert models.auto_precision(mobilenet, cpu)[0] == "bf16"  # forward alone they are faster, too
+    assert models.auto_precision(mobilenet, cpu, thaws=True)[0] == "off"
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     assert models.auto_precision(fresh("resnet18"), cpu) == ("off", "this CPU has no bf16 instructions")
 
