@@ -82,18 +82,25 @@ def refuse_idle(parser, typed, rules):
             parser.error(f"--{option.replace('_', '-')} only has a meaning with {needs}")
 
 
-# ---- options that mean the same in every training script
+# ---- options that mean the same in every training script; without: names of those that a script leaves out
+
+
+def _but_for(without, add):
+    """`add`, deaf to options of these names."""
+    return lambda *words, **how: None if set(words) & set(without) else add(*words, **how)
+
 
 # A resumed run may change these and nothing else: the rest decides what has been learned so far.
-MAY_CHANGE = {"data", "labels", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay", "patience",
-              "unfreeze", "workers", "device", "output", "resume", "list_layers", "log_every", "save_every",
+MAY_CHANGE = {"data", "old_data", "labels", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay",
+              "patience", "unfreeze", "workers", "device", "output", "resume", "list_layers", "log_every", "save_every",
               "keep_every", "on_bad_image", "batch_size", "accumulate", "no_test", "no_report",
               "tensorboard", "find_lr"}
 DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 
 
-def add_picture_options(add):
+def add_picture_options(add, without=()):
     """Size, batches, workers, the cache, unreadable pictures. add: the `add_argument` of the group "data"."""
+    add = _but_for(without, add)
     add("--image-size", type=positive, metavar="N",
         help="pixels (default: the evaluation size of the weights; 224 for a bare local file)")
     add("-b", "--batch-size", type=positive, default=32, metavar="N", help="pictures per batch (default %(default)s)")
@@ -129,9 +136,9 @@ def add_freezing_options(parser):
     add("--list-layers", action="store_true", help="print the layers, what is frozen, the rates; do not train")
 
 
-def add_optimizer_options(parser):
+def add_optimizer_options(parser, without=()):
     """Optimizer, rates, decay, schedule, accumulation. None stands for a default that `fill_defaults` sets."""
-    add = parser.add_argument_group("optimizer").add_argument
+    add = _but_for(without, parser.add_argument_group("optimizer").add_argument)
     add("--optimizer", choices=list(DEFAULT_LR), default="adamw", help="(default %(default)s)")
     rates = ", ".join(f"{k} {v:g}" for k, v in DEFAULT_LR.items())
     add("--lr", type=above, metavar="LR", help=f"learning rate of the head (default: {rates})")
@@ -154,9 +161,9 @@ def add_optimizer_options(parser):
     add("--clip-grad", type=above, default=0.0, metavar="NORM", help="longest gradient (default: any)")
 
 
-def add_training_options(parser, metrics):
+def add_training_options(parser, metrics, without=()):
     """Epochs, precision, device, seed. metrics: what --monitor may be, the default first."""
-    add = parser.add_argument_group("training").add_argument
+    add = _but_for(without, parser.add_argument_group("training").add_argument)
     add("--epochs", type=positive, default=15, metavar="N", help="(default %(default)s)")
     add("--monitor", choices=metrics, default=metrics[0],
         help="what chooses best.pt and stops early (default %(default)s)")
@@ -195,7 +202,7 @@ def fill_defaults(args):
         ("lr", DEFAULT_LR[args.optimizer]),
         ("weight_decay", 1e-2 if args.optimizer == "adamw" else 1e-4),
         ("momentum", 0.9 if args.optimizer == "sgd" else 0.0),
-        ("backbone_lr_scale", 1.0 if args.weights.lower() == "none" else 0.1),
+        ("backbone_lr_scale", 1.0 if vars(args).get("weights", "").lower() == "none" else 0.1),
     ):
         if getattr(args, option) is None:
             setattr(args, option, default)

@@ -264,6 +264,7 @@ def write_weights(state_dict, path):
 
 KEPT = ("before_unfreeze_*.pt", "epoch_*.pt")  # beside last.pt and best.pt
 WRITTEN = (*KEPT, "last.pt", "best.pt", "history.csv", "args.json", "val_predictions.csv", "test_predictions.csv",
+           "old_val_predictions.csv", "old_test_predictions.csv",
            "features_*.bin", "features_*.bin.raw", "report.html", "curves.png", "confusion.png", "predicted.png",
            "residuals.png", "mistakes.png")
 

@@ -50,13 +50,13 @@ ignored: a Counter of what was passed over, by file extension or folder name."""
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
-def find_images(root, val_split=0.2):
+def find_images(root, val_split=0.2, least=2):
     """List the pictures below `root`, which holds either train/ (and val/ or valid/, and test/), each with one folder
     per class, or the class folders themselves.
 
     Without a val/ folder, a share `val_split` of each class is set aside, chosen by a hash of the file's name: the same
     pictures on every run and machine, and few of them change sides when pictures are added.
-    Raises DataError.
+    least: classes that there must be. Raises DataError.
     """
     root = Path(root)
     if not os.path.isdir(root):
@@ -77,7 +77,7 @@ def find_images(root, val_split=0.2):
             only = sorted(set(classes) ^ set(found[split]))
             raise DataError(f"train/ and {folder.name}/ in {root} have different classes: {_some(only)} "
                             "in one of them only")
-    if len(classes) < 2:
+    if len(classes) < least:
         raise DataError(f"{folders['train']} holds one class only ('{classes[0]}'): a classifier needs two folders "
                         "or more, one for each class")
     if "val" not in found:
@@ -144,8 +144,28 @@ def counts(images, split):
     return [seen[label] for label in range(len(images.classes))]
 
 
-def describe(images, most=20):
-    """A table of pictures per class and split, with a hint where the classes are imbalanced and a warning for pictures
+def relabel(images, classes):
+    """The same pictures with other labels: the places of their classes in `classes`, a list of names that holds all."""
+    place = [classes.index(name) for name in images.classes]
+    splits = {split: [(path, place[label]) for path, label in found] for split, found in images.splits.items()}
+    return images._replace(classes=classes, splits=splits)
+
+
+def balanced(samples, count, seed=0):
+    """`count` of the samples [(path, label), ...] (0: all), chosen by `seed` and in their order: as many of each class,
+    give or take one, unless a class has too few.
+    """
+    turns = []  # (of each class the first, of each class the second, ...)
+    for label in sorted({label for _, label in samples}):
+        places = [i for i, sample in enumerate(samples) if sample[1] == label]
+        order = torch.randperm(len(places), generator=torch.Generator().manual_seed(mix_seed(seed, label, 0, 0)))
+        turns += [(turn, label, places[i]) for turn, i in enumerate(order.tolist())]
+    chosen = sorted(turns)[: count or None]
+    return [samples[i] for i in sorted(place for _, _, place in chosen)]
+
+
+def describe(images, most=20, hints=True):
+    """A table of pictures per class and split, with a hint (if `hints`) for imbalanced classes and a warning for pictures
     that are in the training split and in another one.
     """
     splits = list(images.splits)
@@ -158,7 +178,7 @@ def describe(images, most=20):
         lines.append(f"... and {len(rows) - most} more classes")
     lines.append(f"{'total':<{width}}" + "".join(f"{sum(c):8d}" for c in columns))
     few, many = min(columns[0]), max(columns[0])
-    if many >= 2 * few:
+    if hints and many >= 2 * few:
         lines.append(f"hint: '{images.classes[columns[0].index(many)]}' has {many / few:.1f} times as many training "
                      f"pictures as '{images.classes[columns[0].index(few)]}': consider --class-weights balanced "
                      "and --monitor val_macro_f1")
@@ -390,6 +410,45 @@ class SeededBatches(Sampler):
         ends = list(itertools.accumulate(self.sizes(), initial=0))
         for first, end in itertools.pairwise(ends[self.start :]):
             yield [(self.epoch, index) for index in order[first:end]]
+
+
+class ReplayBatches(Sampler):
+    """As `SeededBatches`, shuffled, but in each batch a share of old pictures stands behind the new ones. An epoch is one
+    pass through the `length` new pictures, which are numbered from 0; the `old` ones, from `length` on, are gone through
+    again and again, each time in another order and with another augmentation. Raises DataError.
+    (Rebuffi et al., "iCaRL", 2017; Chaudhry et al., "On Tiny Episodic Memories in Continual Learning", 2019)
+    """
+
+    def __init__(self, length, old, batch_size, share, seed=0):
+        self.per_batch = round(share * batch_size)
+        if share and not (0 < self.per_batch < batch_size and old):
+            raise DataError(f"a share of {share} makes {self.per_batch} old pictures in a batch of {batch_size}: both "
+                            "kinds need one at least; take a larger --batch-size or another --replay-fraction")
+        self.new = SeededBatches(length, batch_size - self.per_batch, seed, shuffle=True)
+        self.length, self.old, self.seed, self.epoch, self.start = length, old, seed, 0, 0
+
+    def _old_sizes(self):
+        return [round(n * self.per_batch / self.new.batch_size) for n in self.new.sizes()]
+
+    def sizes(self):
+        return [n + m for n, m in zip(self.new.sizes(), self._old_sizes(), strict=True)]
+
+    def __len__(self):
+        return len(self.new.sizes()) - self.start
+
+    def __iter__(self):
+        sizes = self._old_sizes()
+        self.new.epoch, self.new.start = self.epoch, self.start
+        place = self.epoch * sum(sizes) + sum(sizes[: self.start])  # in the endless row of old pictures
+        orders = {}
+        for keys, count in zip(self.new, sizes[self.start :], strict=True):
+            for turn, i in (divmod(place + k, self.old) for k in range(count)):
+                if turn not in orders:
+                    generator = torch.Generator().manual_seed(mix_seed(self.seed, turn, 1, 1, 1))
+                    orders[turn] = torch.randperm(self.old, generator=generator).tolist()
+                keys.append((turn, self.length + orders[turn][i]))
+            place += count
+            yield keys
 
 
 def collate(items):

@@ -3,6 +3,8 @@
     criterion = CrossEntropy(weight=class_weights("balanced", classes, counts), label_smoothing=0.1)
     loss = criterion(logits, labels)                    # a scalar, in float32
     penalty = 1e-5 * l1_penalty(model)                  # once per optimizer step
+    penalty = 0.01 * l2_sp_penalty(model, anchor)       # towards the starting point
+    penalty = 100 * ewc_penalty(model, anchor, fisher_diagonal(model, batches))
 
 Every classification loss is called as criterion(logits (N, C), target) -> scalar. The target is int64 labels (N,) or,
 from MixUp and CutMix, class shares (N, C): floats that add up to 1 in every row. All is computed in float32 at least,
@@ -333,3 +335,87 @@ def l1_penalty(model):
     """
     weights = [p for n, p in model.named_parameters() if p.requires_grad and n.endswith("weight") and p.ndim > 1]
     return torch.stack([w.float().abs().sum() for w in weights]).sum()
+
+
+# ---- against forgetting
+
+
+def anchor_of(model, without=()):
+    """Where a training starts from: {name: a copy} of the parameters, frozen or not. without: the names of modules, such
+    as a new head, that are left out.
+    """
+    outside = tuple(f"{name}." for name in without)
+    return {n: p.detach().clone() for n, p in model.named_parameters() if not n.startswith(outside)}
+
+
+def l2_sp_penalty(model, anchor):
+    """Half the squared distance of the trainable parameters from the starting point: its gradient is w - anchor.
+
+    anchor: {name: tensor}, as from `anchor_of`; parameters that it does not name, such as a new head's, are left alone
+    and need a plain decay of their own. It takes the place of weight decay, which pulls towards zero. A scalar in
+    float32. (Li, Grandvalet and Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks",
+    2018: L2-SP, the starting point as reference)
+    """
+    return ewc_penalty(model, anchor, None)
+
+
+def ewc_penalty(model, anchor, fisher):
+    """Elastic weight consolidation: half the squared distance of the trainable parameters from `anchor`, each weighted
+    by how much the old task needs it: its gradient is fisher * (w - anchor).
+
+    anchor, fisher: {name: tensor}, as from `anchor_of` and `fisher_diagonal` (None: every weight is 1). A scalar in
+    float32; multiply by lambda. (Kirkpatrick et al., "Overcoming Catastrophic Forgetting in Neural Networks", 2017)
+    """
+    terms = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and name in anchor:
+            squares = (parameter.float() - anchor[name]).square()
+            terms.append((squares if fisher is None else squares * fisher[name]).sum())
+    if not terms:  # as long as all of it is frozen
+        return torch.zeros((), requires_grad=True)
+    return 0.5 * torch.stack(terms).sum()
+
+
+EXACT_CLASSES = 10  # up to which `fisher_diagonal` takes the mean over all classes
+
+
+def fisher_diagonal(model, batches, kind="true", classes=None, seed=0):
+    """The diagonal of the Fisher information: {name: tensor} for the parameters that train. It is the mean over the
+    pictures of the squared gradient of log p(y | x): that of each picture alone, not that of a batch.
+
+    batches: yields (x, y), as the model takes them. classes: take the softmax over the first so many outputs alone.
+    kind: where the y of a picture come from.
+        "true": from the model's own prediction: the mean over y ~ p(y | x), which is the curvature of the model's
+            predictions, whatever the labels are. Computed over all classes if there are at most `EXACT_CLASSES`, else
+            from one y that is drawn for each picture (from `seed`, not from the global generator).
+        "empirical": the label. It is no curvature: it vanishes where the labels are predicted with certainty, and one
+            mislabelled picture can outweigh all others.
+    (Kunstner et al., "Limitations of the Empirical Fisher Approximation for Natural Gradient Descent", 2019)
+
+    Leaves the model in `eval()`: BatchNorms use their running statistics, which do not move, and no dropout is drawn. One
+    picture at a time, which is plain, exact, and works for every network.
+    """
+    if kind not in ("true", "empirical"):
+        raise LossError(f"the Fisher information must be true or empirical, not '{kind}'")
+    model.eval()
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    fisher = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    generator, count = torch.Generator().manual_seed(seed), 0
+    for x, y in batches:
+        for picture, label in zip(x.split(1), y.tolist(), strict=True):
+            log_p = model(picture)[0, :classes].float().log_softmax(0)
+            p, shares = log_p.detach().exp(), {label: 1.0}
+            if kind == "true" and len(p) <= EXACT_CLASSES:
+                shares = dict(enumerate(p))
+            elif kind == "true":
+                shares = {torch.multinomial(p.cpu(), 1, generator=generator).item(): 1.0}
+            for c, share in shares.items():
+                # a parameter that takes no part, as in an auxiliary head, has no gradient
+                found = torch.autograd.grad(log_p[c], parameters.values(), retain_graph=True, allow_unused=True)
+                for total, gradient in zip(fisher.values(), found, strict=True):
+                    if gradient is not None:
+                        total += share * gradient.float().square()
+            count += 1
+    if not count:
+        raise LossError("the Fisher information of no pictures is not known")
+    return {name: total / count for name, total in fisher.items()}

@@ -89,7 +89,7 @@ def load_pretrained(weights, name):
     for entry in enum:
         if Path(entry.url).name == Path(weights).name:
             pretrained |= _preset(entry) | {"imagenet_input": True}
-    if holder.get("script") in ("train_classifier", "train_regressor"):  # one of our checkpoints
+    if holder.get("script") in ("train_classifier", "train_continual", "train_regressor"):  # one of our checkpoints
         pretrained |= holder["preprocessing"] | {"outputs": output_names(holder)}
         pretrained["imagenet_input"] = holder["build"]["options"].get("transform_input", False)
         if holder["build"]["name"] != name:
@@ -195,6 +195,21 @@ def mlp_head(old_head, outputs, hidden=256, dropout=0.5):
     else:
         first, last = nn.Linear(old_head.in_features, hidden), nn.Linear(hidden, outputs)
     return nn.Sequential(first, nn.ReLU(), nn.Dropout(dropout), last)
+
+
+def grow_outputs(model, layer, count):
+    """Give the layer of this name (a Linear or a 1x1 Conv2d) `count` more outputs, at random weights, behind those that
+    it has, which stay as they are.
+    """
+    old = model.get_submodule(layer)
+    if isinstance(old, nn.Conv2d):
+        new = nn.Conv2d(old.in_channels, old.out_channels + count, kernel_size=1)
+    else:
+        new = nn.Linear(old.in_features, old.out_features + count, bias=old.bias is not None)
+    with torch.no_grad():
+        for mine, its in zip(new.parameters(), old.parameters(), strict=True):
+            mine[: len(its)] = its
+    model.set_submodule(layer, new)
 
 
 def set_dropout(model, head, p):

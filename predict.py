@@ -99,7 +99,7 @@ def load_checkpoints(files):
     answers = [sorted(state["classes"]) if "classes" in state else
                [*state["targets"], *map(str, state["quantiles"] or [])] for state in states]
     for file, state, answer in zip(files, states, answers, strict=True):
-        if (state["script"], answer) != (states[0]["script"], answers[0]):
+        if ("classes" in state, answer) != ("classes" in states[0], answers[0]):
             raise checkpoint.CheckpointError(f"{file} predicts {', '.join(answer)} and {files[0]} "
                                              f"{', '.join(answers[0])}: only the same can be averaged")
     return states

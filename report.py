@@ -42,9 +42,10 @@ STYLES = {"train": ("training", {"color": "tab:blue", "linestyle": "--", "marker
           "val": ("validation", {"color": "black", "linestyle": "-", "marker": "s"}),
           "old_val": ("old validation", {"color": "tab:red", "linestyle": ":", "marker": "^"}),
           "lr": ("learning rate", {"color": "0.3", "linestyle": "-", "marker": "."})}
-OPTIONS = ("data labels target log_target quantiles model weights head freeze unfreeze image_size augment mixup cutmix "
-           "loss class_weights costs optimizer lr backbone_lr_scale layer_decay weight_decay schedule batch_size "
-           "accumulate epochs patience seed").split()  # those that the page shows
+OPTIONS = ("data labels target log_target quantiles from old_data method ewc fisher replay_fraction replay_size "
+           "l2_sp model weights head freeze unfreeze image_size augment mixup cutmix loss class_weights costs "
+           "optimizer lr backbone_lr_scale layer_decay weight_decay schedule batch_size accumulate epochs "
+           "patience seed").split()  # those that the page shows
 
 # ---- reading
 
@@ -71,9 +72,9 @@ def read_csv(path, is_number):
 
 
 def read_history(folder):
-    """The rows of history.csv, in which epoch, lr and the train_, val_ and old_val_ columns are numbers."""
+    """The rows of history.csv, in which epoch, lr and the train_, val_, old_val_ and mean_ columns are numbers."""
     path = Path(folder, "history.csv")
-    history = read_csv(path, lambda name: name in ("epoch", "lr") or re.match("(train|val|old_val)_", name))
+    history = read_csv(path, lambda name: name in ("epoch", "lr") or re.match("(train|val|old_val|mean)_", name))
     if not history or not all(math.isfinite(row.get("epoch", math.nan)) for row in history):
         raise ReportError(f"{path} holds no epochs, or one without its number: give the folder of a run that has "
                           "trained at least one epoch")

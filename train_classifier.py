@@ -68,6 +68,8 @@ def build_parser():
         help="divide a batch's weighted loss by its sum of weights, as nn.CrossEntropyLoss does (default), or by its "
              "number of pictures, so that a weight of 10 makes a gradient ten times as large")
     add("--l1", type=above, default=0.0, metavar="L", help="L1 penalty on trainable weights; try 1e-6 (default: off)")
+    add("--l2-sp", type=above, default=0.0, metavar="ALPHA",
+        help="pull the backbone towards the pretrained weights, in place of weight decay; try 0.1 (default: off)")
 
     add_optimizer_options(parser)
     add_training_options(parser, ["val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"])
@@ -91,6 +93,8 @@ def read_arguments(argv):
         "focal_gamma": (args.loss == "focal", "--loss focal"), "costs": (args.loss == "cost", "--loss cost"),
         "class_weights": by_class, "label_smoothing": by_class, "mixup": blended, "cutmix": blended,
         "class_weight_mean": (args.class_weights, "--class-weights"),
+        "l2_sp": (freeze.backbone_trains(args.freeze, args.unfreeze) and args.weights.lower() != "none",
+                  "a pretrained backbone that trains or thaws"),
     })
     fill_defaults(args)
     return args, saved
@@ -147,6 +151,8 @@ def train(args, saved, stop):
     # ---- 5 freezing --------------------------------------------------------------------------------------------------
     freeze.freeze(model, args.freeze, heads)  # requires_grad = False; train_mode() in section 10 does the other half
     groups = freeze.param_groups(model, heads, args.lr, args.weight_decay, args.backbone_lr_scale, args.layer_decay)
+    for group in groups if args.l2_sp else ():  # which pulls back to the start, not to zero; the head keeps its decay
+        group["weight_decay"] *= group["layer"] in heads
     head_side = freeze.head_side(model, heads) if args.cache_features else None
     if head_side and (name := freeze.trains_beyond(model, head_side)):
         raise freeze.FreezeError(f"--cache-features needs a frozen backbone, such as --freeze backbone: {name} trains")
@@ -175,6 +181,9 @@ def train(args, saved, stop):
     else:
         criterion = losses.CrossEntropy(weight, args.class_weight_mean, args.label_smoothing)
     criterion.to(device)
+
+    anchor = saved["anchor"] if saved and args.l2_sp else losses.anchor_of(model, heads) if args.l2_sp else {}
+    anchor = {name: start.to(device) for name, start in anchor.items()}
 
     # ---- 7 optimizer, schedule, scaler -------------------------------------------------------------------------------
     # Every parameter is in, frozen or not, so that a thaw needs nothing more.
@@ -225,7 +234,7 @@ def train(args, saved, stop):
             "script": "train_classifier", "options": options, "machine": checkpoint.machine(),
             "model": model.state_dict(), "build": {"name": args.model, "options": options_to_build},
             "head": head, "hidden": args.hidden if args.head == "mlp" else 0,
-            "preprocessing": preprocessing, "classes": classes, "data": fingerprint,
+            "preprocessing": preprocessing, "classes": classes, "data": fingerprint, "anchor": anchor,
             "optimizer": optimizer.state_dict(), "plateau_scale": plateau_scale, "scaler": scaler.state_dict(),
             "precision": precision, "device": device.type, "rng": checkpoint.rng_state(), "epoch": next_epoch,
             "step": step, "sums": sums or {}, "best": best, "best_epoch": best_epoch,
@@ -373,6 +382,8 @@ def train(args, saved, stop):
 
             if args.l1:
                 scaler.scale(args.l1 * losses.l1_penalty(model)).backward()
+            if args.l2_sp:
+                scaler.scale(args.l2_sp * losses.l2_sp_penalty(model, anchor)).backward()
             scaler.unscale_(optimizer)  # nothing to do unless in fp16
             trained = [p for p in model.parameters() if p.grad is not None]
             norm = nn.utils.get_total_norm([p.grad for p in trained])

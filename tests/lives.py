@@ -119,6 +119,7 @@ def main():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # they may be ignored, as under nohup
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     import train_classifier  # noqa: F401
+    import train_continual  # noqa: F401
     import train_regressor  # noqa: F401
 
     for line in sys.stdin:

@@ -382,6 +382,35 @@ def load(pictures, workers, epochs=(0, 1)):
     return found
 
 
+def test_a_share_of_each_batch_is_old():
+    plain, order = data.SeededBatches(11, 6, seed=5, shuffle=True), data.ReplayBatches(11, 5, 8, 0.25, seed=5)
+    assert order.sizes() == [8, 7] and len(order) == 2 and data.ReplayBatches(11, 5, 6, 0, seed=5).sizes() == [6, 5]
+    old = []
+    for epoch in range(4):
+        plain.epoch = order.epoch = epoch
+        found = list(order)
+        for batch, new in zip(found, plain, strict=True):
+            assert batch[: len(new)] == new  # the new pictures, as without the old ones
+            old += batch[len(new) :]
+        order.start = 1
+        assert list(order) == found[1:]
+        order.start = 0
+    assert len(old) == 4 * (2 + 2) and [turn for turn, _ in old] == [i // 5 for i in range(16)]
+    turns = [[i for t, i in old if t == turn] for turn in range(3)]
+    assert all(sorted(turn) == [11, 12, 13, 14, 15] for turn in turns) and len({tuple(turn) for turn in turns}) > 1
+    for share in (0.01, 0.99):
+        with pytest.raises(data.DataError, match="both kinds need one at least"):
+            data.ReplayBatches(11, 5, 8, share)
+
+
+def test_a_balanced_choice():
+    samples = [(f"{label}{i}", label) for label, count in ((2, 9), (0, 2), (1, 6)) for i in range(count)]
+    chosen = data.balanced(samples, 8, seed=1)
+    assert [sum(label == c for _, label in chosen) for c in (0, 1, 2)] == [2, 3, 3]
+    assert chosen == sorted(chosen, key=samples.index) == data.balanced(samples, 8, seed=1) != data.balanced(samples, 8)
+    assert data.balanced(samples, 0) == data.balanced(samples, 99) == samples
+
+
 def test_batches_are_the_same_for_any_number_of_workers(pictures):
     torch.manual_seed(0)
     alone = load(pictures, 0)

@@ -25,10 +25,11 @@ import data
 import demo
 import predict
 import train_classifier
+import train_continual
 import train_regressor
 from conftest import ROOT, draw
 
-SCRIPTS = ["train_classifier.py", "train_regressor.py"]
+SCRIPTS = ["train_classifier.py", "train_regressor.py", "train_continual.py"]
 TORCH_ONLY = ["freeze.py", "losses.py", "metrics.py", "checkpoint.py"]
 HELPERS = [*TORCH_ONLY, "arguments.py", "ending.py", "tables.py", "model.py", "data.py", "report.py"]
 README = (ROOT / "README.md").read_text()
@@ -84,14 +85,15 @@ def test_every_command_of_the_readme_is_understood(pictures):
     for command in commands():
         words = shlex.split(command)[1:]
         parsers = {"train_classifier.py": train_classifier.build_parser, "predict.py": predict.build_parser,
-                   "train_regressor.py": train_regressor.build_parser, "demo.py": demo.build_parser}
+                   "train_regressor.py": train_regressor.build_parser, "demo.py": demo.build_parser,
+                   "train_continual.py": train_continual.build_parser}
         if words[0] in parsers:
             parsers[words[0]]().parse_args(words[1:])
             seen += 1
         if words[0].startswith("train_") and "--resume" not in words:
             script = __import__(words[0].removesuffix(".py"))
             args, _ = script.read_arguments([*words[1:], "--output", "x"] if "--output" not in words else words[1:])
-            if args.freeze != "none":  # are there such layers?
+            if "list_layers" in args and args.freeze != "none":  # are there such layers?
                 with all_models.QuickInit(fill=False):
                     script.main([*words[1:], "--data", str(pictures), "--list-layers"])
         else:
@@ -234,7 +236,7 @@ def test_pytorch_says_what_the_table_of_its_errors_says():
 
 
 def test_options_that_the_text_names_exist():
-    scripts = train_classifier, train_regressor, predict, demo
+    scripts = train_classifier, train_regressor, train_continual, predict, demo
     known = {o for s in scripts for a in s.build_parser()._actions for o in a.option_strings}
     known |= {"--check", "--shm-size"}  # docker's
     of_benchmarks = set(re.findall(r"--[a-z][a-z0-9-]+", " ".join(re.findall(r"python benchmarks/[^`\n]*", README))))
@@ -258,8 +260,9 @@ def option_rows(script):
 def test_the_tables_of_all_options_are_true():
     """To be replaced, where they are not, by what this test expects."""
     everything, known = [], set()
-    for script, name in ((train_classifier, "train_classifier.py"), (train_regressor, "train_regressor.py"), (predict, "predict.py")):
-        title = f"`{name}`" if script is not train_regressor else f"`{name}`: as above but for these"
+    for script, name in ((train_classifier, "train_classifier.py"), (train_regressor, "train_regressor.py"),
+                         (train_continual, "train_continual.py"), (predict, "predict.py")):
+        title = f"`{name}`: as above but for these" if script in (train_regressor, train_continual) else f"`{name}`"
         lines = []
         for group, rows in option_rows(script).items():
             if new := [row for row in rows if row not in known]:

@@ -22,7 +22,7 @@ from test_train_classifier import SGD, equal, history, untimed
 # Whatever keeps a state of its own: momenta, a scale, dropout, a thaw with a rate, accumulation with a rest, mixing.
 FULL = ["--freeze", "backbone", "--unfreeze", "1:stage4@0.001", "--head", "mlp", "--hidden", "8", "--accumulate", "2",
         "--augment", "strong", "--schedule", "plateau", "--plateau-epochs", "1", "--l1", "1e-6", "--keep-every", "2"]
-MIXED = [*FULL, "--mixup", "0.2", "--cutmix", "1"]
+MIXED = [*FULL, "--mixup", "0.2", "--cutmix", "1", "--l2-sp", "0.1"]
 STATE = ("model", "optimizer", "scaler", "rng", "best", "best_epoch", "epochs_without_gain", "plateau_scale", "epoch", "step",
          "sums", "data")
 
@@ -213,6 +213,24 @@ def test_killed_between_any_two_steps_of_a_save(lives, pictures, weights, tmp_pa
     assert inside >= 6
     assert lives.start("train_classifier", *command_line([*options, "--resume"], settings | {"output": broken})).wait() == 0
     assert_the_same_run(tmp_path / "whole", broken)
+
+
+def test_a_continued_model_that_is_killed_ends_as_an_undisturbed_one(lives, train, pictures, tmp_path):
+    """SIGKILL before the Fisher information is saved for the first time, between best.pt and last.pt, within an epoch."""
+    start = train()
+    settings = {"from": start / "best.pt", "data": pictures, "old-data": pictures, "method": "ewc+replay", "fisher-size": 4,
+                "save-every": 1, "epochs": 2, "batch-size": 10, "workers": 0, "amp": "off", "no-report": True}
+    words = command_line(["--resume"], settings)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert lives.start("train_continual", *words, "--output", whole).wait() == 0
+    for name, file, place in (("fsync", "last.pt.tmp", 0), ("replace", "last.pt", 4), ("replace", "last.pt", 1)):
+        life = lives.start("train_continual", *words, "--output", broken,
+                           before=f"WANTED = {file!r}\n{KILL_BEFORE}\nos.{name} = dying(os.{name}, {place})")
+        assert life.wait() == -signal.SIGKILL, (life.out, life.err)
+    assert lives.start("train_continual", *words, "--output", broken).wait() == 0
+    assert_the_same_run(whole, broken)
+    for key in ("anchor", "fisher", "before"):
+        assert equal(read(whole / "last.pt")[key], read(broken / "last.pt")[key])
 
 
 def test_the_same_command_begins_again_where_nothing_was_saved(lives, train, pictures, weights, tmp_path, error_of):

@@ -370,6 +370,90 @@ def test_l1_penalty_takes_trainable_weights_only():
     assert losses.l1_penalty(model.half()).dtype == torch.float32
 
 
+# ---- against forgetting
+
+
+def small_network():
+    """A convolution, a BatchNorm that has seen some data, a head of three outputs."""
+    torch.manual_seed(3)
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.ReLU(), torch.nn.Flatten(),
+                                  torch.nn.Dropout(0.5), torch.nn.Linear(8, 3))
+    network(torch.randn(5, 1, 4, 4))
+    return network
+
+
+def test_the_pull_of_l2_sp_and_of_ewc():
+    network = small_network()
+    anchor = losses.anchor_of(network, ["5"])
+    assert set(anchor) == {"0.weight", "0.bias", "1.weight", "1.bias"}  # the head is 5
+    everything = losses.anchor_of(network)
+    fisher = {name: torch.rand_like(value) for name, value in everything.items()}
+    with torch.no_grad():
+        for p in network.parameters():
+            p += torch.randn_like(p)
+    network[1].weight.requires_grad_(False)
+    parameters = dict(network.named_parameters())
+    for penalty, expected in (
+        (losses.l2_sp_penalty(network, anchor), {n: parameters[n] - a for n, a in anchor.items()}),
+        (losses.ewc_penalty(network, everything, fisher), {n: fisher[n] * (parameters[n] - a) for n, a in everything.items()}),
+    ):
+        network.zero_grad()
+        penalty.backward()
+        value = 0.0
+        for name, p in parameters.items():
+            if name in expected and p.requires_grad:
+                torch.testing.assert_close(p.grad, expected[name].detach())
+                value += (expected[name] * (p - everything[name])).sum().item() / 2
+            else:
+                assert p.grad is None
+        assert penalty.item() == pytest.approx(value, rel=1e-5)
+    network.requires_grad_(False)
+    losses.l2_sp_penalty(network, anchor).backward()  # nothing to pull, as before a thaw
+    assert losses.ewc_penalty(network.half(), everything, fisher).dtype == torch.float32
+
+
+def test_the_fisher_information_of_a_logistic_regression():
+    """true: p (1 - p) x^2, whatever the labels; empirical: (1[c = y] - p)^2 x^2; the third output belongs to no old task."""
+    torch.manual_seed(0)
+    layer, x, y = torch.nn.Linear(4, 3), torch.randn(7, 4), torch.randint(2, (7,))
+    p = layer(x)[:, :2].softmax(1).detach()
+    for kind, share in (("true", p * (1 - p)), ("empirical", (F.one_hot(y, 2) - p).square())):
+        found = losses.fisher_diagonal(layer, [(x[:3], y[:3]), (x[3:], y[3:])], kind, classes=2)
+        torch.testing.assert_close(found["weight"][:2], (share[:, :, None] * x[:, None].square()).mean(0))
+        torch.testing.assert_close(found["bias"][:2], share.mean(0))
+        assert not found["weight"][2].any() and not found["bias"][2].any()
+    with pytest.raises(LossError, match="must be true or empirical, not 'x'"):
+        losses.fisher_diagonal(layer, [], "x")
+    with pytest.raises(LossError, match="of no pictures"):
+        losses.fisher_diagonal(layer, [])
+
+
+def test_the_fisher_information_of_many_classes_is_drawn_from_the_prediction():
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(2, 12), torch.randn(1, 2)
+    p, state = layer(x).softmax(1)[0].detach(), torch.get_rng_state()
+    found = losses.fisher_diagonal(layer, [(x.expand(3000, 2), torch.zeros(3000, dtype=torch.int64))], seed=1)["bias"]
+    torch.testing.assert_close(found, p * (1 - p), rtol=0.2, atol=0.01)
+    assert torch.equal(state, torch.get_rng_state())  # so a run goes on as it would without
+
+
+def test_the_fisher_information_is_that_of_each_picture_with_batchnorms_at_rest():
+    network, x, y = small_network().train(), torch.randn(6, 1, 4, 4), torch.randint(3, (6,))
+    network[0].bias.requires_grad_(False)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    found = losses.fisher_diagonal(network, [(x, y)], "empirical")
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    parameters = {n: p.detach() for n, p in network.named_parameters() if p.requires_grad}
+
+    def loss(parameters, x, y):
+        return F.cross_entropy(torch.func.functional_call(network, parameters, (x[None],)), y[None])
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, x, y)
+    assert found.keys() == parameters.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, each[name].square().mean(0))
+
+
 # ---- regression
 
 OUTPUTS = torch.tensor([[0.5, -2.0], [1.5, 0.25], [-3.0, 4.0]])
