@@ -210,7 +210,6 @@ def shared_rules(args, backbone_trains, processes=1):
     return {
         "find_lr": (args.resume is None and args.lr != 0 and processes == 1,
                     "a new run (no --resume), an --lr above 0 and a single process"),
-        "compile": (processes == 1, "a single process"),
         "sync_bn": (processes > 1, "several processes: torchrun --nproc_per_node=2, on a machine with two GPUs"),
         "on_bad_image": (args.batch_size > 2 or args.on_bad_image == "error",
                          "a --batch-size of 3 or more: too little would be left of a smaller one"),

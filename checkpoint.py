@@ -388,15 +388,15 @@ def slower_command(script, folder, lr, thaws, step, launcher="python"):
 # ---- random numbers and the machine
 
 
-def own_state(saved, rank=0, processes=1, summed=("images", "loss", "hits")):
-    """What process `rank` of `processes` goes on from: {"rng": the state of its random numbers or None, "sums": those of
-    the running epoch}. If there were as many before, its own; else the first process takes the sums of all over.
-    summed: those that add up over the processes.
+def own_state(saved, rank, processes, summed):
+    """What process `rank` of `processes` goes on from: the state of its random numbers (or None), and the sums of the
+    running epoch. If there were as many before, its own; else the first process takes over the sums of all.
+    summed: the names of those that add up over the processes.
     """
     if processes > 1 and len(saved.get("processes", [])) == processes:
         return saved["processes"][rank]
     nothing = {name: 0.0 for name in saved["sums"] if name in summed} if rank else {}
-    return {"rng": None if rank else saved["rng"], "sums": saved["sums"] | nothing}
+    return None if rank else saved["rng"], saved["sums"] | nothing
 
 
 def restore(saved, optimizer, scaler, rng):

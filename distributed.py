@@ -74,9 +74,10 @@ def launcher():
     return "python" if ranks()[2] == 1 else f"torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"
 
 
-def own_device(name="auto"):
+def own_device(name="auto", sync_bn=False):
     """The name of this process's device: of several processes on a machine each takes a GPU of its own, or all take the
-    CPU. name: auto, cuda or cpu; in a single process any name, which is returned as it is. Raises ProcessError.
+    CPU. name: auto, cuda or cpu; in a single process any name, which is returned as it is. sync_bn: is
+    nn.SyncBatchNorm to be used? Raises ProcessError.
     """
     _, local_rank, processes = ranks()
     if processes == 1:
@@ -84,6 +85,8 @@ def own_device(name="auto"):
     if name not in ("auto", "cuda", "cpu"):
         raise ProcessError(f"--device {name}: several processes take a GPU each, or the CPU: give auto, cuda or cpu")
     if name == "cpu" or name == "auto" and not torch.cuda.is_available():
+        if sync_bn:
+            raise ProcessError("--sync-bn needs GPUs: PyTorch has no BatchNorm over several processes on a CPU")
         return "cpu"
     if local_rank >= torch.cuda.device_count():
         raise ProcessError(f"there are {torch.cuda.device_count()} GPUs here: lower torchrun's --nproc_per_node to that, "
@@ -95,16 +98,16 @@ def own_device(name="auto"):
 # ---- what the processes tell each other
 
 
-def from_main(function, *args):
-    """Call function(*args) in the first process alone and return the result in all. What ends the first process ends
-    the others.
+def from_main(function, *args, **named):
+    """Call function(*args, **named) in the first process alone and return the result in all, when it is there. What
+    ends the first process ends the others.
     """
     if not dist.is_initialized():
-        return function(*args)
+        return function(*args, **named)
     said = [None, None]  # the result; the exit status
     if dist.get_rank() == 0:
         try:
-            said = [function(*args), None]
+            said = [function(*args, **named), None]
         except BaseException as error:
             dist.broadcast_object_list([None, error.code or 0 if isinstance(error, SystemExit) else 2])
             raise
@@ -121,11 +124,6 @@ def of_all(value):
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
-
-
-def wait():
-    """Until all processes have come here."""
-    _largest(0)
 
 
 def agree(number):
