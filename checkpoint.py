@@ -388,14 +388,16 @@ def slower_command(script, folder, lr, thaws, step, launcher="python"):
 # ---- random numbers and the machine
 
 
-def own_state(saved, rank, processes, summed):
+SUMMED = ("images", "loss", "hits")  # of the sums of an epoch, those that add up over several processes
+
+
+def own_state(saved, rank, processes):
     """What process `rank` of `processes` goes on from: the state of its random numbers (or None), and the sums of the
     running epoch. If there were as many before, its own; else the first process takes over the sums of all.
-    summed: the names of those that add up over the processes.
     """
     if processes > 1 and len(saved.get("processes", [])) == processes:
         return saved["processes"][rank]
-    nothing = {name: 0.0 for name in saved["sums"] if name in summed} if rank else {}
+    nothing = {name: 0.0 for name in saved["sums"] if name in SUMMED} if rank else {}
     return None if rank else saved["rng"], saved["sums"] | nothing
 
 

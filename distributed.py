@@ -2,18 +2,20 @@
 
     torchrun --nproc_per_node=4 train.py
 
-    rank, local_rank, processes = start()           # torchrun has put these into the environment
-    device = torch.device(own_device())             # cuda:0 to cuda:3, or the CPU
-    network = DistributedDataParallel(model)        # PyTorch's own: averages the gradients in every backward()
-    for batch in together(loader):                  # each process reads its own share; an error in one ends all
-        ...
-    totals = add_up({"loss": loss_sum, "images": count}, ["loss", "images"])
-    outputs, numbers = gather(outputs, numbers)     # of all processes, in the order of the data set
+    with joined():                                      # torchrun has said how in the environment
+        rank, local_rank, processes = ranks()           # 0 to 3, the same, 4
+        device = torch.device(own_device())             # cuda:0 to cuda:3, or the CPU
+        network = DistributedDataParallel(model)        # PyTorch's own: averages the gradients in every backward()
+        for batch in together(loader):                  # each process reads its own share; an error in one ends all
+            ...
+        totals = add_up({"loss": loss_sum, "images": count}, ["loss", "images"])
+        outputs, numbers = gather(pairs_of_batches)     # of all processes, in the order of the data set
 
 In a single process all of them are there, too, and do nothing. What the processes tell each other here goes from CPU to
 CPU: no GPU is waited for. This file needs torch alone and can be copied into any project.
 """
 
+import contextlib
 import os
 import sys
 import warnings
@@ -31,14 +33,16 @@ class ProcessError(Exception):
 # ---- start
 
 
-def start(stop=None):
-    """Join the other processes if torchrun has started this one. Only the first prints from then on.
+@contextlib.contextmanager
+def joined(stop=None):
+    """Within the block, one of several processes if torchrun has started this one so; only the first prints then.
 
     stop: of `ending.tidy`, if that is in use: a stop signal to any process is then agreed between all, and of several
-    processes that end with an error one says so. Returns `ranks()`.
+    processes that end with an error one says so.
     """
     if any(name not in os.environ for name in FROM_TORCHRUN) or os.environ["WORLD_SIZE"] == "1":
-        return ranks()
+        yield
+        return
     store, rank, size = next(dist.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
@@ -48,7 +52,8 @@ def start(stop=None):
     if stop:
         stop.agree, stop.announces = agree, rank == 0
         stop.about = lambda error: _about(error, store)
-    return ranks()
+    yield
+    dist.destroy_process_group()  # not after an error: it might wait for the others
 
 
 def ranks():
@@ -58,15 +63,9 @@ def ranks():
     return dist.get_rank(), int(os.environ["LOCAL_RANK"]), dist.get_world_size()
 
 
-def end():
-    """Leave the others, when all is done."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def restarted():
-    """Has torchrun --max-restarts started the processes again after one of them has died?"""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+def started():
+    """The number of processes, and whether torchrun --max-restarts has started them again after one of them had died."""
+    return ranks()[2], int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def launcher():
@@ -93,6 +92,11 @@ def own_device(name="auto", sync_bn=False):
                            "or give --device cpu")
     torch.cuda.set_device(local_rank)
     return f"cuda:{local_rank}"
+
+
+def say(text):
+    """Print a line, from any process."""
+    print(text, file=sys.stderr)
 
 
 # ---- what the processes tell each other
@@ -145,6 +149,7 @@ def add_up(sums, names):
     """A dict of numbers and tensors as a dict of numbers, those under `names` summed over all processes."""
     values = {name: float(value) for name, value in sums.items()}
     if dist.is_initialized():
+        names = [name for name in names if name in values]
         totals = torch.tensor([values[name] for name in names], dtype=torch.float64)
         dist.all_reduce(totals)
         values |= zip(names, totals.tolist(), strict=True)
@@ -165,14 +170,15 @@ def counts_for(count, weight=None):
     return totals[0] * own[1] / totals[1]
 
 
-def gather(outputs, numbers):
-    """Join the outputs of all processes: `outputs` and `numbers` are lists of batches, tensors (N, ...) and the numbers
-    (N,) of the samples in the data set. Returns both as one tensor each, in the order of the numbers.
+def gather(found):
+    """Join the outputs of all processes. found: a list with a pair for each batch, tensors (N, ...) and the numbers (N,)
+    of its samples in the data set. Returns both as one tensor each, in the order of the numbers.
     """
+    if dist.is_initialized():  # a small split may leave a process none
+        found = [pair for pairs in of_all([(o.cpu(), n.cpu()) for o, n in found]) for pair in pairs]
+    outputs, numbers = (torch.cat(parts) for parts in zip(*found, strict=True))
     if not dist.is_initialized():
-        return torch.cat(outputs), torch.cat(numbers)
-    own = (torch.cat(outputs).cpu(), torch.cat(numbers).cpu()) if outputs else None  # a small split may leave it none
-    outputs, numbers = map(torch.cat, zip(*filter(None, of_all(own)), strict=True))
+        return outputs, numbers
     order = numbers.argsort()
     return outputs[order], numbers[order]
 

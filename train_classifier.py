@@ -4,18 +4,17 @@
     python train_classifier.py --data ./cats_and_dogs                              # train everything
     python train_classifier.py --data ./cats_and_dogs --freeze backbone --unfreeze 1:layer4 --unfreeze 3:all
     python train_classifier.py --model efficientnet_b0 --list-layers               # the names to freeze and thaw
+    torchrun --nproc_per_node=2 train_classifier.py --data ./cats_and_dogs --output runs/a --resume     # two GPUs
     python train_classifier.py --resume runs/train_classifier/.../last.pt          # go on after an interruption
 
 --data holds train/ and val/ (and test/), or is one folder to be split; in them one folder of pictures per class. What
 comes out lies in --output: best.pt and last.pt, history.csv (one row per epoch), args.json, the predictions.
 """
 
-import functools
 import itertools
 import math
 import os
 import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -37,8 +36,6 @@ from arguments import (MAY_CHANGE, above, add_freezing_options, add_network_opti
                        number, refuse_idle, share, shared_rules, typed_options)
 from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, build, build_options, check_image_size,
                    load_pretrained, load_weights, mlp_head, pick_device, pick_precision, preprocessing_for, set_dropout)
-
-SUMMED = "images", "loss", "hits"  # of the sums of an epoch, those that add up over several processes
 
 # ---- 1 arguments -----------------------------------------------------------------------------------------------------
 
@@ -83,8 +80,7 @@ def read_arguments(argv):
     """Return the options, and the checkpoint of a run that is resumed (else None)."""
     parser = build_parser()
     args, typed = parser.parse_args(argv), typed_options(parser, argv)
-    several = distributed.ranks()[2], distributed.restarted()  # processes
-    args, saved = checkpoint.resume_arguments(args, typed, "train_classifier", MAY_CHANGE, *several)
+    args, saved = checkpoint.resume_arguments(args, typed, "train_classifier", MAY_CHANGE, *distributed.started())
     if not args.data and not args.list_layers:
         parser.error("--data is needed: a folder with one folder of pictures per class")
     by_class = args.loss in ("cross-entropy", "focal"), "--loss cross-entropy or focal"
@@ -149,7 +145,7 @@ def train(args, saved, stop):
         said = load_weights(model, pretrained["state_dict"], head, same_outputs)
         print(f"weights: {pretrained['source']}; {said}")
     if args.sync_bn and processes > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # other modules around the same parameters, under their names
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # new modules, the same parameters under the same names
     if rank:
         torch.manual_seed(args.seed + rank)  # the new head starts the same in all processes, dropout differs
     heads = (head, *auxiliary_heads(model))  # what no spec freezes
@@ -221,18 +217,16 @@ def train(args, saved, stop):
     step, sums = 0, {}  # optimizer steps so far; what the running epoch has summed up
     output = Path(args.output)
     options = vars(args) | {"data": os.path.abspath(args.data), "unfreeze": [f"{e}:{n}" for e, n in thaws.items()]}
-    board = None
-    if rank == 0:  # the others write nothing
-        _lock = checkpoint.start_folder(output, options)  # until the end no other run may write there
-        board = report.tensorboard_writer(output, saved["epoch"] if saved else 0) if args.tensorboard else None
+    _lock = checkpoint.start_folder(output, options) if rank == 0 else None  # until the end no other run may write there
+    board = report.tensorboard_writer(output, saved["epoch"] if saved else 0) if args.tensorboard and not rank else None
     if saved:
-        rng, sums = checkpoint.own_state(saved, rank, processes, SUMMED)
+        rng, sums = checkpoint.own_state(saved, rank, processes)
         checkpoint.restore(saved, optimizer, scaler, rng)
         notes, best, best_epoch, epochs_without_gain = distributed.from_main(lambda: (
-            checkpoint.go_on_in(output, saved, args.resume), saved["best"], saved["best_epoch"], saved["epochs_without_gain"]))
+            [*checkpoint.machine_changes(saved), *checkpoint.go_on_in(output, saved, args.resume)],
+            *(saved[k] for k in ("best", "best_epoch", "epochs_without_gain"))))
         history, plateau_scale, step = (saved[k] for k in ("history", "plateau_scale", "step"))
-        notes = [f"resumed from {args.resume} at epoch {start_epoch}, step {step}", *checkpoint.machine_changes(saved), *notes]
-        print("\n".join(notes))
+        print("\n".join([f"resumed from {args.resume} at epoch {start_epoch}, step {step}", *notes]))
 
     def save(next_epoch, totals=None, **how):
         """Save all that resuming and predict.py need, in tensors and plain values: read with weights_only=True."""
@@ -254,7 +248,7 @@ def train(args, saved, stop):
 
     # ---- 9 several GPUs ----------------------------------------------------------------------------------------------
     # `network` runs; `model` is frozen, thawed and saved: the same parameters under their plain names.
-    # (DistributedDataParallel asks which parameters train when it begins, so section 10 wraps it, again after each thaw.)
+    # torchrun: section 10 puts it into a DistributedDataParallel, anew in each epoch, when it is known what trains.
     whole = network = nn.DataParallel(model) if gpus > 1 else torch.compile(model) if args.compile else model
 
     # ---- 10 the loop -------------------------------------------------------------------------------------------------
@@ -273,24 +267,23 @@ def train(args, saved, stop):
 
     @torch.inference_mode()
     def evaluate(split, batches, dtype):
-        """The network's outputs (N, C) for a split in float32, in evaluation mode, the labels and numbers of its pictures."""
+        """The network's outputs (N, C) for a split, in float32 and evaluation mode; labels, numbers of its pictures."""
         network.eval()
-        outputs, numbers = [], []
-        for x, n in batches:
+        found = []
+        for x, numbers in batches:
             with torch.amp.autocast(device.type, dtype, enabled=dtype is not None):
-                outputs.append(network(data.to_input(x, mean, std)).float())
-            numbers.append(n)
-        outputs, numbers = distributed.gather(outputs, numbers)  # each process has read a share
-        return outputs.to(device), torch.tensor([images.splits[split][n][1] for n in numbers], device=device), numbers
+                found.append((network(data.to_input(x, mean, std)).float(), numbers))
+        outputs, numbers = distributed.gather(found)  # each process has read a share
+        labels = torch.tensor([images.splits[split][n][1] for n in numbers.tolist()])
+        return outputs.to(device), labels.to(device), numbers
 
     val_loader = loader_of("val")
-    say = functools.partial(tqdm.write, file=sys.stderr if rank else None)
     skipped = {} if args.on_bad_image == "skip" else None  # {file: what is wrong with it}
 
     def save_here():
         """Between two steps of the running epoch: a resumed run goes on with its next batch, or with its validation."""
         sums["seconds"] = time.perf_counter() - started
-        totals = distributed.add_up(sums, SUMMED)
+        totals = distributed.add_up(sums, checkpoint.SUMMED)
         if totals["images"]:
             losses.check_finite(totals["loss"] / totals["images"], f"training loss of epoch {epoch}", way_out)
         save(epoch, totals if totals["images"] else None)
@@ -299,7 +292,7 @@ def train(args, saved, stop):
         """Batches of the running epoch; a stop signal or an unreadable picture ends the run here, with its state saved
         if that is between two optimizer steps. in_step: the processes read one batch at a time, all at the same time.
         """
-        count, found = 0, data.batches(loader, skipped, at_least, say)
+        count, found = 0, data.batches(loader, skipped, at_least, distributed.say if rank else tqdm.write)
         try:
             for count, batch in enumerate(distributed.together(found, stop, in_step), start=1):
                 yield batch
@@ -326,9 +319,8 @@ def train(args, saved, stop):
             bar = tqdm(found, f"features of {split}", len(views), leave=False, disable=rank or None)
             model.eval()
             with torch.inference_mode(), torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                cached = data.share_features(file, key, (
-                    (freeze.head_input(model, head_side, data.to_input(x, mean, std)), numbers) for x, numbers in bar
-                ), rank, distributed.of_all)
+                made = ((freeze.head_input(model, head_side, data.to_input(x, mean, std)), numbers) for x, numbers in bar)
+                cached = data.share_features(file, key, made, rank, distributed.of_all)
         return data.feature_batches(cached, pictures.labels(), order)
 
     def losses_without_end():  # for --find-lr: those of the loop below
@@ -341,8 +333,7 @@ def train(args, saved, stop):
                 yield criterion((outputs[0] if isinstance(outputs, tuple) else outputs).float(), y)
 
     print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
-          f"pictures per step: {args.batch_size} x {processes} x {args.accumulate} = "
-          f"{args.batch_size * processes * args.accumulate} (batch size x processes x accumulated batches)\n"
+          f"{args.batch_size * processes * args.accumulate} pictures per step: --batch-size x {processes} x --accumulate\n"
           f"{freeze.group_table(model, heads, optimizer.param_groups)}\n")
     if args.find_lr:
         rates, values = lr_finder.range_test(model, losses_without_end(), optimizer, scaler, args.lr)
@@ -359,7 +350,7 @@ def train(args, saved, stop):
             break
         if epoch in thaws and not sums:
             way_back = output / f"before_unfreeze_{epoch}.pt"
-            if not (saved and distributed.from_main(way_back.exists)):  # when a run has gone back to it, it stays as it is
+            if not (saved and distributed.from_main(way_back.exists)):  # it stays when a run has gone back to it
                 save(epoch, name=way_back.name)
             count = freeze.thaw(model, thaws[epoch], heads, optimizer.param_groups)
             print(f"thaw: {thaws[epoch]}, {count:,} parameters")
@@ -376,18 +367,14 @@ def train(args, saved, stop):
         elif head_side and rank == 0 and data.drop_features(output):
             print("the backbone trains: the cached features are dropped")
         freeze.train_mode(model)  # model.train(), and eval() on every frozen part: no running statistics move there
-        if processes == 1:
-            replica = network
-        elif epoch == start_epoch or epoch in thaws:
-            replica = nn.parallel.DistributedDataParallel(network, [device] if device.type == "cuda" else None)
+        replica = nn.parallel.DistributedDataParallel(network) if processes > 1 else network
         bar = tqdm(batches_of(source, args.accumulate, at_least=2, in_step=True), f"epoch {epoch}", len(batch_sizes),
                    leave=False, disable=rank or None, initial=order.start)  # None: a bar if stderr is a terminal
         for i, (x, y) in enumerate(bar, order.start):
             x, y = data.to_input(x, mean, std), y.to(device, non_blocking=True)
             x, y = data.mix(x, y, mixer, args.seed + rank, epoch, i)  # with --mixup, --cutmix: y becomes class shares
             last = (i + 1) % args.accumulate == 0 or i + 1 == len(batch_sizes)  # batch of this optimizer step
-            if processes > 1:
-                replica.require_backward_grad_sync = last  # what DistributedDataParallel.no_sync() sets
+            replica.require_backward_grad_sync = last  # else no_sync(), for a DistributedDataParallel; others do not ask
             with torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
                 outputs = replica(x)
             logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -399,9 +386,8 @@ def train(args, saved, stop):
                 loss = loss + AUXILIARY_WEIGHT[args.model] * criterion(more.float(), y)
 
             # The batches of one optimizer step count by their share of its pictures; the last step may have fewer.
-            first = i - i % args.accumulate
-            share = count / sum(batch_sizes[first : first + args.accumulate])
-            scaler.scale(loss * share * processes).backward()  # of the processes' gradients the mean is taken
+            share = processes * count / sum(batch_sizes[i - i % args.accumulate :][: args.accumulate])
+            scaler.scale(loss * share).backward()  # several processes: the mean of their gradients
             sums["images"] += pictures
             sums["hits"] += (logits.detach().argmax(1) == (y if y.ndim == 1 else y.argmax(1)))[:pictures].sum()
             if not last:
@@ -423,7 +409,7 @@ def train(args, saved, stop):
             sums["skipped_steps"] += scaler.is_enabled() * ~norm.isfinite()
             step += 1
             if step % args.log_every == 0 or i + 1 == len(batch_sizes):
-                totals = distributed.add_up(sums, SUMMED)
+                totals = distributed.add_up(sums, checkpoint.SUMMED)
                 train_loss = totals["loss"] / totals["images"]
                 speed = totals["images"] / (time.perf_counter() - started)
                 bar.set_postfix_str(f"loss {train_loss:.4f}, {speed:.0f} images/s")
@@ -431,23 +417,18 @@ def train(args, saved, stop):
             if args.save_every and step % args.save_every == 0:
                 save_here()
         train_seconds = sums.setdefault("train_seconds", time.perf_counter() - started)
-        totals = distributed.add_up(sums, SUMMED)
-        train_loss = totals["loss"] / totals["images"]
+        totals = distributed.add_up(sums, checkpoint.SUMMED)
         distributed.same_buffers(model)
 
         outputs, labels, _ = evaluate("val", batches_of(val_source), amp_dtype)
-        confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes))
         scores = {"val_loss": criterion(outputs, labels).item()}
         losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", way_out)
-        scores |= {f"val_{name}": value for name, value in metrics.scores(confusion).items()}
-        if len(classes) > 5:
-            scores["val_top5_accuracy"] = metrics.top_k_accuracy(outputs, labels, 5)
-        if args.loss == "cost":
-            scores["val_cost"] = metrics.mean_cost(confusion, criterion.costs)
+        found = metrics.class_scores(outputs, labels, criterion.costs if args.loss == "cost" else None)
+        scores = distributed.from_main(dict, scores | {f"val_{name}": value for name, value in found.items()})
         seconds, skipped_steps = time.perf_counter() - started, int(totals["skipped_steps"])
         unreadable = sum(len(images.splits[split]) for split in ("train", "val")) - len(labels) - int(totals["images"])
-        accuracy = totals["hits"] / totals["images"]
-        history.append({"epoch": epoch, "train_loss": train_loss, "train_accuracy": accuracy, **scores,
+        history.append({"epoch": epoch, "train_loss": totals["loss"] / totals["images"],
+                        "train_accuracy": totals["hits"] / totals["images"], **scores,
                         "lr": args.lr * factor_at(step - 1),
                         "grad_norm": totals["norm"] / max(1, steps_per_epoch - skipped_steps),
                         "loss_scale": scaler.get_scale(), "skipped_steps": skipped_steps, "unreadable": unreadable,
@@ -490,8 +471,7 @@ def train(args, saved, stop):
         print(f"accuracy {metrics.scores(confusion)['accuracy']:.4f} on the {len(labels)} pictures of {split}"
               f"{'' if split == 'test' else ', which chose best.pt: expect a little less on others'}\n\n"
               f"{metrics.report(confusion, classes)}")
-    summary = distributed.from_main(report.sum_up, output, history, args.monitor, pictures=not args.no_report)
-    print(f"\n{summary}\n"
+    print(f"\n{distributed.from_main(report.sum_up, output, history, args.monitor, pictures=not args.no_report)}\n"
           f"next: python predict.py --checkpoint {shlex.quote(str(output / 'best.pt'))} PICTURES")
 
 
@@ -508,14 +488,13 @@ def list_layers(args):
 
 def main(argv=None):
     with ending.tidy(checkpoint.CheckpointError, data.DataError, distributed.ProcessError, freeze.FreezeError,
-                     losses.LossError, lr_finder.RangeTestError, ModelError, report.ReportError) as stop:
-        distributed.start(stop)  # does nothing unless torchrun has started this process as one of several
+                     losses.LossError, lr_finder.RangeTestError, ModelError, report.ReportError) as stop, \
+            distributed.joined(stop):
         args, saved = distributed.from_main(read_arguments, argv)
         if args.list_layers:
             list_layers(args)
         else:
             train(args, saved, stop)
-        distributed.end()
 
 
 if __name__ == "__main__":

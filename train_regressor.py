@@ -3,6 +3,7 @@
     python train_regressor.py --data ./houses --labels labels.csv --target price --log-target
     python train_regressor.py --data ./houses --target price,area --freeze backbone       # two numbers, new head alone
     python train_regressor.py --data ./houses --target price --quantiles 0.1,0.5,0.9      # a range with each number
+    torchrun --nproc_per_node=2 train_regressor.py --data ./houses --target price --output runs/a --resume     # two GPUs
     python train_regressor.py --resume runs/train_regressor/.../last.pt                   # go on after an interruption
 
 --labels is a CSV below --data with a column `file` (paths relative to the CSV), the numeric columns that --target
@@ -11,12 +12,10 @@ standard deviation: the loss is in those units, every metric and prediction in y
 --output: best.pt and last.pt, history.csv (one row per epoch), args.json, the predictions.
 """
 
-import functools
 import itertools
 import math
 import os
 import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -39,8 +38,6 @@ from arguments import (MAY_CHANGE, above, add_freezing_options, add_network_opti
                        names, number, numbers, refuse_idle, shared_rules, typed_options)
 from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, build, build_options, check_image_size,
                    load_pretrained, load_weights, mlp_head, pick_device, pick_precision, preprocessing_for, set_dropout)
-
-SUMMED = "images", "loss"  # of the sums of an epoch, those that add up over several processes
 
 # ---- 1 arguments -----------------------------------------------------------------------------------------------------
 
@@ -84,8 +81,7 @@ def read_arguments(argv):
     """Return the options, and the checkpoint of a run that is resumed (else None)."""
     parser = build_parser()
     args, typed = parser.parse_args(argv), typed_options(parser, argv)
-    several = distributed.ranks()[2], distributed.restarted()  # processes
-    args, saved = checkpoint.resume_arguments(args, typed, "train_regressor", MAY_CHANGE, *several)
+    args, saved = checkpoint.resume_arguments(args, typed, "train_regressor", MAY_CHANGE, *distributed.started())
     if not (args.data and args.target) and not args.list_layers:
         parser.error("--data and --target are needed: the folder of --labels, and a column of numbers in that file")
     if args.quantiles and 0.5 not in args.quantiles:
@@ -157,7 +153,7 @@ def train(args, saved, stop):
         said = load_weights(model, pretrained["state_dict"], head, same_outputs)
         print(f"weights: {pretrained['source']}; {said}")
     if args.sync_bn and processes > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # other modules around the same parameters, under their names
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # new modules, the same parameters under the same names
     if rank:
         torch.manual_seed(args.seed + rank)  # the new head starts the same in all processes, dropout differs
     heads = (head, *auxiliary_heads(model))  # what no spec freezes
@@ -221,18 +217,16 @@ def train(args, saved, stop):
     step, sums = 0, {}  # optimizer steps so far; what the running epoch has summed up
     output = Path(args.output)
     options = vars(args) | {"data": os.path.abspath(args.data), "unfreeze": [f"{e}:{n}" for e, n in thaws.items()]}
-    board = None
-    if rank == 0:  # the others write nothing
-        _lock = checkpoint.start_folder(output, options)  # until the end no other run may write there
-        board = report.tensorboard_writer(output, saved["epoch"] if saved else 0) if args.tensorboard else None
+    _lock = checkpoint.start_folder(output, options) if rank == 0 else None  # until the end no other run may write there
+    board = report.tensorboard_writer(output, saved["epoch"] if saved else 0) if args.tensorboard and not rank else None
     if saved:
-        rng, sums = checkpoint.own_state(saved, rank, processes, SUMMED)
+        rng, sums = checkpoint.own_state(saved, rank, processes)
         checkpoint.restore(saved, optimizer, scaler, rng)
         notes, best, best_epoch, epochs_without_gain = distributed.from_main(lambda: (
-            checkpoint.go_on_in(output, saved, args.resume), saved["best"], saved["best_epoch"], saved["epochs_without_gain"]))
+            [*checkpoint.machine_changes(saved), *checkpoint.go_on_in(output, saved, args.resume)],
+            *(saved[k] for k in ("best", "best_epoch", "epochs_without_gain"))))
         history, plateau_scale, step = (saved[k] for k in ("history", "plateau_scale", "step"))
-        notes = [f"resumed from {args.resume} at epoch {start_epoch}, step {step}", *checkpoint.machine_changes(saved), *notes]
-        print("\n".join(notes))
+        print("\n".join([f"resumed from {args.resume} at epoch {start_epoch}, step {step}", *notes]))
 
     def save(next_epoch, totals=None, **how):
         """Save all that resuming and predict.py need, in tensors and plain values: read with weights_only=True."""
@@ -255,7 +249,7 @@ def train(args, saved, stop):
 
     # ---- 9 several GPUs ----------------------------------------------------------------------------------------------
     # `network` runs; `model` is frozen, thawed and saved: the same parameters under their plain names.
-    # (DistributedDataParallel asks which parameters train when it begins, so section 10 wraps it, again after each thaw.)
+    # torchrun: section 10 puts it into a DistributedDataParallel, anew in each epoch, when it is known what trains.
     whole = network = nn.DataParallel(model) if gpus > 1 else torch.compile(model) if args.compile else model
 
     # ---- 10 the loop -------------------------------------------------------------------------------------------------
@@ -283,21 +277,17 @@ def train(args, saved, stop):
     def evaluate(batches, dtype):
         """The outputs of a split, standardized, in evaluation mode, and the numbers of their rows in the table."""
         network.eval()
-        outputs, rows = [], []
-        for x, numbers in batches:
-            outputs.append(outputs_of(network, x, dtype)[0])
-            rows.append(numbers)
-        outputs, rows = distributed.gather(outputs, rows)  # each process has read a share
+        found = [(outputs_of(network, x, dtype)[0], rows) for x, rows in batches]
+        outputs, rows = distributed.gather(found)  # each process has read a share
         return outputs.to(device), rows
 
     val_loader = loader_of("val")
-    say = functools.partial(tqdm.write, file=sys.stderr if rank else None)
     skipped = {} if args.on_bad_image == "skip" else None  # {file: what is wrong with it}
 
     def save_here():
         """Between two steps of the running epoch: a resumed run goes on with its next batch, or with its validation."""
         sums["seconds"] = time.perf_counter() - started
-        totals = distributed.add_up(sums, SUMMED)
+        totals = distributed.add_up(sums, checkpoint.SUMMED)
         if totals["images"]:
             losses.check_finite(totals["loss"] / totals["images"], f"training loss of epoch {epoch}", way_out)
         save(epoch, totals if totals["images"] else None)
@@ -306,7 +296,7 @@ def train(args, saved, stop):
         """Batches of the running epoch; a stop signal or an unreadable picture ends the run here, with its state saved
         if that is between two optimizer steps. in_step: the processes read one batch at a time, all at the same time.
         """
-        count, found = 0, data.batches(loader, skipped, at_least, say)
+        count, found = 0, data.batches(loader, skipped, at_least, distributed.say if rank else tqdm.write)
         try:
             for count, batch in enumerate(distributed.together(found, stop, in_step), start=1):
                 yield batch
@@ -333,9 +323,8 @@ def train(args, saved, stop):
             bar = tqdm(found, f"features of {split}", len(views), leave=False, disable=rank or None)
             model.eval()
             with torch.inference_mode(), torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                cached = data.share_features(file, key, (
-                    (freeze.head_input(model, head_side, data.to_input(x, mean, std)), numbers) for x, numbers in bar
-                ), rank, distributed.of_all)
+                made = ((freeze.head_input(model, head_side, data.to_input(x, mean, std)), numbers) for x, numbers in bar)
+                cached = data.share_features(file, key, made, rank, distributed.of_all)
         return data.feature_batches(cached, pictures.labels(), order)
 
     def losses_without_end():  # for --find-lr: those of the loop below
@@ -346,8 +335,7 @@ def train(args, saved, stop):
                 yield criterion(outputs_of(network, x, amp_dtype)[0], y, weight)
 
     print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
-          f"pictures per step: {args.batch_size} x {processes} x {args.accumulate} = "
-          f"{args.batch_size * processes * args.accumulate} (batch size x processes x accumulated batches)\n"
+          f"{args.batch_size * processes * args.accumulate} pictures per step: --batch-size x {processes} x --accumulate\n"
           f"{freeze.group_table(model, heads, optimizer.param_groups)}\n")
     if args.find_lr:
         rates, values = lr_finder.range_test(model, losses_without_end(), optimizer, scaler, args.lr)
@@ -364,7 +352,7 @@ def train(args, saved, stop):
             break
         if epoch in thaws and not sums:
             way_back = output / f"before_unfreeze_{epoch}.pt"
-            if not (saved and distributed.from_main(way_back.exists)):  # when a run has gone back to it, it stays as it is
+            if not (saved and distributed.from_main(way_back.exists)):  # it stays when a run has gone back to it
                 save(epoch, name=way_back.name)
             count = freeze.thaw(model, thaws[epoch], heads, optimizer.param_groups)
             print(f"thaw: {thaws[epoch]}, {count:,} parameters")
@@ -381,17 +369,13 @@ def train(args, saved, stop):
         elif head_side and rank == 0 and data.drop_features(output):
             print("the backbone trains: the cached features are dropped")
         freeze.train_mode(model)  # model.train(), and eval() on every frozen part: no running statistics move there
-        if processes == 1:
-            replica = network
-        elif epoch == start_epoch or epoch in thaws:
-            replica = nn.parallel.DistributedDataParallel(network, [device] if device.type == "cuda" else None)
+        replica = nn.parallel.DistributedDataParallel(network) if processes > 1 else network
         bar = tqdm(batches_of(source, args.accumulate, at_least=2, in_step=True), f"epoch {epoch}", len(batch_sizes),
                    leave=False, disable=rank or None, initial=order.start)  # None: a bar if stderr is a terminal
         for i, (x, rows) in enumerate(bar, order.start):
             y, weight = (of_split["train"][rows].to(device, non_blocking=True) for of_split in (wanted, weights))
             last = (i + 1) % args.accumulate == 0 or i + 1 == len(batch_sizes)  # batch of this optimizer step
-            if processes > 1:
-                replica.require_backward_grad_sync = last  # what DistributedDataParallel.no_sync() sets
+            replica.require_backward_grad_sync = last  # else no_sync(), for a DistributedDataParallel; others do not ask
             main, *auxiliary = outputs_of(replica, x, amp_dtype)
             loss = criterion(main, y, weight)
             count = pictures = min(len(y), shares[i])  # 0 where this process only runs along with the others
@@ -400,9 +384,8 @@ def train(args, saved, stop):
                 loss = loss + AUXILIARY_WEIGHT[args.model] * criterion(more, y, weight)
 
             # The batches of one optimizer step count by their share of its pictures; the last step may have fewer.
-            first = i - i % args.accumulate
-            share = count / sum(batch_sizes[first : first + args.accumulate])
-            scaler.scale(loss * share * processes).backward()  # of the processes' gradients the mean is taken
+            share = processes * count / sum(batch_sizes[i - i % args.accumulate :][: args.accumulate])
+            scaler.scale(loss * share).backward()  # several processes: the mean of their gradients
             sums["images"] += pictures
             if not last:
                 continue
@@ -423,7 +406,7 @@ def train(args, saved, stop):
             sums["skipped_steps"] += scaler.is_enabled() * ~norm.isfinite()
             step += 1
             if step % args.log_every == 0 or i + 1 == len(batch_sizes):
-                totals = distributed.add_up(sums, SUMMED)
+                totals = distributed.add_up(sums, checkpoint.SUMMED)
                 train_loss = totals["loss"] / totals["images"]
                 speed = totals["images"] / (time.perf_counter() - started)
                 bar.set_postfix_str(f"loss {train_loss:.4f}, {speed:.0f} images/s")
@@ -431,8 +414,7 @@ def train(args, saved, stop):
             if args.save_every and step % args.save_every == 0:
                 save_here()
         train_seconds = sums.setdefault("train_seconds", time.perf_counter() - started)
-        totals = distributed.add_up(sums, SUMMED)
-        train_loss = totals["loss"] / totals["images"]
+        totals = distributed.add_up(sums, checkpoint.SUMMED)
         distributed.same_buffers(model)
 
         found, rows = evaluate(batches_of(val_source), amp_dtype)
@@ -440,10 +422,11 @@ def train(args, saved, stop):
         losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", way_out)
         predictions, quantiles = tables.to_own_units(found, scale, args.quantiles)
         columns = metrics.score_columns(targets, predictions, table.values["val"][rows], quantiles)
-        scores |= {f"val_{name}": value for name, value in columns.items()}
+        scores = distributed.from_main(dict, scores | {f"val_{name}": value for name, value in columns.items()})
         seconds, skipped_steps = time.perf_counter() - started, int(totals["skipped_steps"])
         unreadable = sum(len(table.splits[split]) for split in ("train", "val")) - len(rows) - int(totals["images"])
-        history.append({"epoch": epoch, "train_loss": train_loss, **scores, "lr": args.lr * factor_at(step - 1),
+        history.append({"epoch": epoch, "train_loss": totals["loss"] / totals["images"], **scores,
+                        "lr": args.lr * factor_at(step - 1),
                         "grad_norm": totals["norm"] / max(1, steps_per_epoch - skipped_steps),
                         "loss_scale": scaler.get_scale(), "skipped_steps": skipped_steps, "unreadable": unreadable,
                         "seconds": seconds, "images_per_second": totals["images"] / train_seconds})
@@ -484,8 +467,7 @@ def train(args, saved, stop):
         print(f"on the {len(truth)} pictures of {split}"
               f"{'' if split == 'test' else ', which chose best.pt: expect a little less on others'}:\n\n"
               f"{metrics.regression_report(targets, truth, ways, quantiles)}")
-    summary = distributed.from_main(report.sum_up, output, history, args.monitor, pictures=not args.no_report)
-    print(f"\n{summary}\n"
+    print(f"\n{distributed.from_main(report.sum_up, output, history, args.monitor, pictures=not args.no_report)}\n"
           f"next: python predict.py --checkpoint {shlex.quote(str(output / 'best.pt'))} PICTURES")
 
 
@@ -502,14 +484,13 @@ def list_layers(args):
 
 def main(argv=None):
     with ending.tidy(checkpoint.CheckpointError, data.DataError, distributed.ProcessError, freeze.FreezeError,
-                     losses.LossError, lr_finder.RangeTestError, ModelError, report.ReportError, tables.TableError) as stop:
-        distributed.start(stop)  # does nothing unless torchrun has started this process as one of several
+                     losses.LossError, lr_finder.RangeTestError, ModelError, report.ReportError,
+                     tables.TableError) as stop, distributed.joined(stop):
         args, saved = distributed.from_main(read_arguments, argv)
         if args.list_layers:
             list_layers(args)
         else:
             train(args, saved, stop)
-        distributed.end()
 
 
 if __name__ == "__main__":
