@@ -333,7 +333,7 @@ def train(args, saved, stop):
                 yield criterion((outputs[0] if isinstance(outputs, tuple) else outputs).float(), y)
 
     print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
-          f"{args.batch_size * processes * args.accumulate} pictures per step: --batch-size x {processes} x --accumulate\n"
+          f"{args.batch_size * processes * args.accumulate} pictures per step: batch size x {processes} x --accumulate\n"
           f"{freeze.group_table(model, heads, optimizer.param_groups)}\n")
     if args.find_lr:
         rates, values = lr_finder.range_test(model, losses_without_end(), optimizer, scaler, args.lr)
