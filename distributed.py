@@ -44,6 +44,8 @@ def joined(stop=None):
         yield
         return
     store, rank, size = next(dist.rendezvous("env://"))
+    # Of its own for each start: torchrun keeps the store, in which the dead have left their addresses.
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     if rank > 0:
@@ -236,7 +238,6 @@ def _about(error, store):
     elif isinstance(error, ProcessError) and "another process" in text:
         return error, False
     try:
-        key = f"last words {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-        return error, store.add(key, 1) == 1
+        return error, store.add("last words", 1) == 1
     except RuntimeError:  # torchrun has gone, too
         return error, True
