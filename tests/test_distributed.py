@@ -373,3 +373,32 @@ def test_data_parallel_knows_no_bf16():
         model_py.pick_precision("bf16", model, device, gpus=2)
     assert model_py.pick_precision("auto", model, device, gpus=2)[0] in ("fp16", "off")
     assert model_py.pick_precision("bf16", model, device, gpus=1)[2] == torch.bfloat16
+
+
+# ---- the Slurm script of the README
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_the_slurm_script_queues_itself_again_when_its_time_is_up(tmp_path, stopped):
+    """With stand-ins for srun, which ends at SIGTERM or by itself, and scontrol, which writes down what it is told."""
+    readme = (ROOT / "README.md").read_text()
+    (tmp_path / "job.sh").write_text(re.search(r"^```bash\n(#!/bin/bash\n#SBATCH .*?)^```$", readme, re.S | re.M)[1])
+    stands = {"srun": 'trap "echo saved >> log; exit 143" TERM; echo "$@" > command; for i in $(seq LAST); do sleep 0.02; done; echo done >> log',
+              "scontrol": '[ $1 = show ] && printf "one\\ntwo\\n" || echo "$@" >> log'}
+    for name, code in stands.items():
+        (tmp_path / name).write_text("#!/bin/bash\n" + code.replace("LAST", "500" if stopped else "1") + "\n")
+        (tmp_path / name).chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2",
+                        "SLURM_JOB_NODELIST": "x"}
+    job = subprocess.Popen(["bash", "job.sh"], cwd=tmp_path, env=env)
+    end = time.monotonic() + 20
+    while not (tmp_path / "command").exists() or not (tmp_path / "command").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    if stopped:
+        job.send_signal(signal.SIGTERM)  # as --signal=B:TERM@120 does
+    job.wait(20)
+    assert (tmp_path / "log").read_text().split("\n")[:-1] == (["saved", "requeue 7"] if stopped else ["done"])
+    words = (tmp_path / "command").read_text().split()
+    assert "--rdzv_endpoint=one:29500" in words and "--nnodes=2" in words and "--resume" in words
+    train_classifier.build_parser().parse_args(words[words.index("train_classifier.py") + 1 :])

@@ -30,7 +30,7 @@ import train_regressor
 from conftest import ROOT, draw
 
 SCRIPTS = ["train_classifier.py", "train_regressor.py", "train_continual.py"]
-TORCH_ONLY = ["freeze.py", "losses.py", "metrics.py", "checkpoint.py"]
+TORCH_ONLY = ["freeze.py", "losses.py", "metrics.py", "checkpoint.py", "distributed.py"]
 HELPERS = [*TORCH_ONLY, "arguments.py", "ending.py", "tables.py", "model.py", "data.py", "report.py"]
 README = (ROOT / "README.md").read_text()
 
@@ -76,6 +76,8 @@ def commands():
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M):
         for line in block.splitlines() if not language else []:
             for part in line.removeprefix("$ ").split("&&"):
+                if part.split()[:1] == ["torchrun"]:
+                    part = re.sub(r"^.*?(?=train_\w+\.py)", "python ", part.strip())
                 if part.split()[:1] == ["python"]:
                     yield part.partition(" # ")[0].partition("  # ")[0].strip()
 
@@ -239,9 +241,12 @@ def test_options_that_the_text_names_exist():
     scripts = train_classifier, train_regressor, train_continual, predict, demo
     known = {o for s in scripts for a in s.build_parser()._actions for o in a.option_strings}
     known |= {"--check", "--shm-size"}  # docker's
+    known |= {"--nproc", "--nnodes", "--node", "--rdzv", "--max-restarts"}  # torchrun's, to their first underscore
+    known |= set(re.findall(r"^#SBATCH (--[a-z-]+)", README, re.M))
     of_benchmarks = set(re.findall(r"--[a-z][a-z0-9-]+", " ".join(re.findall(r"python benchmarks/[^`\n]*", README))))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", README)) - of_benchmarks <= known
-    assert not re.search(r"[A-Z]+_[A-Z]+|RESULTS|TODO", README)  # nothing left to be filled in
+    text = re.sub(r"\b(SLURM|OMP)_[A-Z_]+", "", README)
+    assert not re.search(r"[A-Z]+_[A-Z]+|RESULTS|TODO", text)  # nothing left to be filled in
 
 
 def option_rows(script):
