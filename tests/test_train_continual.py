@@ -146,7 +146,7 @@ def distance(saved, start, weights):
     return sum((d.square() * w).sum().item() / 2 for d, w in pairs)
 
 
-def test_a_strong_pull_keeps_the_old_weights(go_on, begun, weights, train):
+def test_a_strong_pull_keeps_the_old_weights(go_on, begun, weights, train, error_of):
     sgd = {"optimizer": "sgd", "momentum": 0, "schedule": "constant", "warmup_epochs": 0, "lr": 0.3, "freeze": "bn"}
     start, plain = read(begun)["model"], read(go_on("--method", "freeze", **sgd, epochs=2) / "last.pt")
     ewc = read(go_on("--method", "freeze+ewc", "--ewc", 10, "--fisher-size", 6, **sgd, epochs=2) / "last.pt")
@@ -164,6 +164,8 @@ def test_a_strong_pull_keeps_the_old_weights(go_on, begun, weights, train):
                     for options in ([], ["--l2-sp", 20]))
     assert 0 < distance(pulled, read(weights), same) < 0.3 * distance(free, read(weights), same)
     assert [group["weight_decay"] > 0 for group in pulled["optimizer"]["param_groups"]].count(True) == 1
+    for options in ({}, {"weights": weights, "freeze": "backbone"}):
+        assert "--l2-sp only has a meaning with a pretrained backbone that trains" in error_of(train, l2_sp=1, **options)
 
 
 def test_the_fisher_information_is_that_of_the_model_it_began_from(go_on, begun, pictures):
