@@ -154,12 +154,12 @@ def add_optimizer_options(parser):
     add("--clip-grad", type=above, default=0.0, metavar="NORM", help="longest gradient (default: any)")
 
 
-def add_training_options(parser, metrics):
-    """Epochs, precision, device, seed. metrics: what --monitor may be, the default first."""
+def add_training_options(parser, metrics, about=""):
+    """Epochs, precision, device, seed. metrics: what --monitor may be, the default first; about: words about them."""
     add = parser.add_argument_group("training").add_argument
     add("--epochs", type=positive, default=15, metavar="N", help="(default %(default)s)")
     add("--monitor", choices=metrics, default=metrics[0],
-        help="what chooses best.pt and stops early (default %(default)s)")
+        help=f"what chooses best.pt and stops early{about} (default %(default)s)")
     add("--patience", type=count, default=0, metavar="N",
         help="stop after N epochs without a better --monitor (default %(default)s: never)")
     add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision (default %(default)s)")
