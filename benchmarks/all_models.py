@@ -2,6 +2,7 @@
 
     python benchmarks/all_models.py                                 # the table, without training: half a minute
     python benchmarks/all_models.py --train --out all_models.md     # and train, save, rebuild and predict with each
+    python benchmarks/all_models.py --train --models timm:resnet10t,timm:vit_tiny_patch16_224      # networks of timm
 
 The numbers are parameters, with a new head for two classes and without auxiliary heads. With --train, each network goes
 through train_classifier.py as a user would run it, on a few drawn pictures and from a file of weights for 1000 classes:
@@ -62,7 +63,7 @@ class QuickInit(TorchFunctionMode):
 
 def size_of(name):
     """The smallest image size, of those that a user might give, that the network can be trained with."""
-    return {"maxvit_t": 224, "inception_v3": 299, "vit_h_14": 70}.get(name, 64)
+    return {"maxvit_t": 224, "inception_v3": 299, "vit_h_14": 70}.get(name.removeprefix("timm:"), 64)
 
 
 def build(name, fill=False, real=models.build, **options):
