@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import export  # noqa: E402
 import freeze  # noqa: E402
 import model as models  # noqa: E402
 import predict  # noqa: E402
@@ -161,10 +162,22 @@ def features_are_exact(name):
         return torch.equal(side(freeze.head_input(model, side, x)), model(x))
 
 
+def exported(name, file):
+    """'' if predict.py could write the network as a program that gives the same as it does, else what is wrong."""
+    model = build(name, fill=True, num_classes=3, **models.build_options(name, size_of(name), auxiliary=False)).eval()
+    try:
+        export.write(export.Program(model, models.IMAGENET_MEAN, models.IMAGENET_STD), size_of(name), file, {})
+    except export.ExportError as error:
+        return f"{name}: {error}"
+    file.unlink()
+    return ""
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", action="store_true", help="train, save, rebuild and predict with each: about an hour")
     parser.add_argument("--features", action="store_true", help="only: can features be cached exactly? some minutes")
+    parser.add_argument("--export", action="store_true", help="only: can each be exported? about half an hour")
     parser.add_argument("--models", metavar="A,B", help="these alone (default: all)")
     parser.add_argument("--out", metavar="FILE", help="write the table there too")
     args = parser.parse_args(argv)
@@ -172,6 +185,11 @@ def main(argv=None):
     if args.features:
         exact = [name for name in names if features_are_exact(name)]
         print(f"exact for {len(exact)} of {len(names)} networks; not for: {', '.join(set(names) - set(exact)) or 'none'}")
+        return
+    if args.export:
+        with tempfile.TemporaryDirectory() as folder:
+            wrong = list(filter(None, (exported(name, Path(folder, "model.pt2")) for name in names)))
+        print(f"{len(names) - len(wrong)} of {len(names)} networks can be exported; not:", *wrong or ["none"], sep="\n")
         return
 
     lines = []
