@@ -1,6 +1,6 @@
 """Networks by name: build one, load its weights, replace its head, know its preprocessing and its best precision.
 
-    pretrained = load_pretrained("DEFAULT", "resnet18")              # or a torchvision weights name, none, a file
+    pretrained = load_pretrained("DEFAULT", "resnet18")              # or the name of weights, none, a file
     model = build("resnet18", **build_options("resnet18", 224, pretrained))
     model.fc = nn.Linear(512, 2)                                     # or mlp_head(model.fc, outputs=2)
     print(load_weights(model, pretrained["state_dict"], head="fc"))
@@ -91,8 +91,8 @@ def load_pretrained(weights, name):
         try:
             state_dict = entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
         except (URLError, OSError, RuntimeError) as error:
-            raise ModelError(f"could not download {entry} ({_first_line(error)}): fetch {entry.url} elsewhere and give the file "
-                             "as --weights FILE, or train from random weights with --weights none") from error
+            raise ModelError(f"could not download {entry} ({_first_line(error)}): fetch {entry.url} elsewhere and give the "
+                             "file as --weights FILE, or train from random weights with --weights none") from error
         return pretrained | _preset(entry) | {"state_dict": state_dict, "source": str(entry), "imagenet_input": True}
 
     holder = read_file(weights)
@@ -185,7 +185,8 @@ def _timm_preset(name):
     found = timm.data.resolve_model_data_config(None, pretrained_cfg=config)
     channels, height, width = found["input_size"]
     if channels != 3 or height != width:
-        raise ModelError(f"{name} takes {width} x {height} pixels in {channels} channels, not RGB squares: choose another")
+        raise ModelError(f"{name} takes {width} x {height} pixels in {channels} channels, not RGB squares: choose "
+                         "another")
     interpolation = found["interpolation"] if found["interpolation"] in ("bilinear", "nearest") else "bicubic"
     return {"image_size": height, "resize_size": int(height / found["crop_pct"]), "mean": list(found["mean"]),
             "std": list(found["std"]), "interpolation": interpolation}
@@ -204,8 +205,8 @@ def _timm_weights(name, weights):
     except Exception as error:  # the network raises many kinds; a random network must not take the place of this one
         hub = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/{config.hf_hub_filename or 'model.safetensors'}"
         url = hub if config.hf_hub_id else config.url
-        raise ModelError(f"could not load timm's weights of {name} ({_first_line(error)}): fetch {url} elsewhere and give "
-                         "the file as --weights FILE, or train from random weights with --weights none") from error
+        raise ModelError(f"could not load timm's weights of {name} ({_first_line(error)}): fetch {url} elsewhere and "
+                         "give the file as --weights FILE, or train from random weights with --weights none") from error
 
 
 def _build_timm(name, **options):
