@@ -103,7 +103,8 @@ def add_picture_options(add, without=()):
     add = _but_for(without, add)
     add("--image-size", type=positive, metavar="N",
         help="pixels (default: the evaluation size of the weights; 224 for a bare local file)")
-    add("-b", "--batch-size", type=positive, default=32, metavar="N", help="pictures per batch (default %(default)s)")
+    add("-b", "--batch-size", type=positive, default=32, metavar="N",
+        help="pictures per batch, under torchrun in each process (default %(default)s)")
     add("-j", "--workers", type=count, default=min(4, os.cpu_count() or 1), metavar="N",
         help="processes that decode pictures; does not change the result (default here %(default)s)")
     add("--cache-features", type=count, default=0, metavar="K",
@@ -115,9 +116,10 @@ def add_picture_options(add, without=()):
 def add_network_options(parser):
     """The network, its weights and its head: model.py knows the words."""
     add = parser.add_argument_group("network").add_argument
-    add("--model", default="resnet18", metavar="NAME", help="torchvision's name for the network (default %(default)s)")
+    add("--model", default="resnet18", metavar="NAME",
+        help="torchvision's name for the network, or timm:NAME for one of the package timm (default %(default)s)")
     add("--weights", default="DEFAULT", metavar="W",
-        help="DEFAULT | a torchvision weights name | none | a local .pt or .pth file (default %(default)s)")
+        help="DEFAULT | a torchvision weights name | none | a local .pt, .pth or .safetensors file (default %(default)s)")
     add("--head", choices=["linear", "mlp"], default="linear", help="mlp: one hidden layer (default %(default)s)")
     add("--hidden", type=number(int, 1, 65536), default=256, metavar="N", help="of the mlp (default %(default)s)")
     add("--dropout", type=number(float, 0, 0.99), metavar="P",
@@ -161,18 +163,20 @@ def add_optimizer_options(parser, without=()):
     add("--clip-grad", type=above, default=0.0, metavar="NORM", help="longest gradient (default: any)")
 
 
-def add_training_options(parser, metrics, without=()):
-    """Epochs, precision, device, seed. metrics: what --monitor may be, the default first."""
+def add_training_options(parser, metrics, about="", without=()):
+    """Epochs, precision, device, seed. metrics: what --monitor may be, the default first; about: words about them."""
     add = _but_for(without, parser.add_argument_group("training").add_argument)
     add("--epochs", type=positive, default=15, metavar="N", help="(default %(default)s)")
     add("--monitor", choices=metrics, default=metrics[0],
-        help="what chooses best.pt and stops early (default %(default)s)")
+        help=f"what chooses best.pt and stops early{about} (default %(default)s)")
     add("--patience", type=count, default=0, metavar="N",
         help="stop after N epochs without a better --monitor (default %(default)s: never)")
     add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision (default %(default)s)")
     add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name such as cuda:0")
     add("--compile", action="store_true",
         help="torch.compile, on one device: a minute or more to start, then maybe faster")
+    add("--sync-bn", action="store_true",
+        help="under torchrun, on GPUs: BatchNorms that train see the batches of all processes as one")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="(default %(default)s)")
     add("--deterministic", action="store_true", help="the same bits on a GPU, too; slower (a CPU needs no asking)")
 
@@ -208,11 +212,13 @@ def fill_defaults(args):
             setattr(args, option, default)
 
 
-def shared_rules(args, backbone_trains):
+def shared_rules(args, backbone_trains, processes=1):
     """Rules for `refuse_idle` about these options."""
     thawing = backbone_trains, "a backbone that trains or thaws"
     return {
-        "find_lr": (args.resume is None and args.lr != 0, "a new run (no --resume) and an --lr above 0"),
+        "find_lr": (args.resume is None and args.lr != 0 and processes == 1,
+                    "a new run (no --resume), an --lr above 0 and a single process"),
+        "sync_bn": (processes > 1, "several processes: torchrun --nproc_per_node=2, on a machine with two GPUs"),
         "on_bad_image": (args.batch_size > 2 or args.on_bad_image == "error",
                          "a --batch-size of 3 or more: too little would be left of a smaller one"),
         "momentum": (args.optimizer in ("sgd", "rmsprop"), "--optimizer sgd or rmsprop"),

@@ -306,21 +306,27 @@ def start_folder(folder, options):
 # ---- options of a resumed run
 
 
-def resume_arguments(args, typed, script, may_change):
+def resume_arguments(args, typed, script, may_change, processes=1, restarted=False):
     """Complete the options `args` of a training script (its name without .py) by --resume and --output.
 
     typed: those of the options that stand on the command line. may_change: the names of what a resumed run may change.
     Returns the options and the checkpoint of the run that is resumed, else None: `--resume FILE` goes on from FILE, and
     a bare `--resume` from the --output folder's last.pt if there is one, so that the same command starts a run and goes
-    on with it. What was not typed then comes from the checkpoint. Raises CheckpointError.
+    on with it. What was not typed then comes from the checkpoint. processes: how many train together, written into the
+    options. restarted: after one of them has died, so that a bare --resume is meant. Raises CheckpointError.
     """
+    if restarted and args.resume is None:
+        args.resume = ""
+    if processes > 1 and not (args.output or args.resume):
+        raise CheckpointError("several processes need --output, where they find the run when they are started again")
     saved, file = None, Path(args.resume or Path(args.output or "", "last.pt"))
     if args.resume == "" and not args.output:
         raise CheckpointError("--resume without a file needs --output, the folder of the run to go on with")
     if args.resume or args.resume == "" and file.exists():
         saved = load(file, script)
-        args = argparse.Namespace(**vars(args) | resume_options(typed, saved["options"], may_change))
+        args = argparse.Namespace(**vars(args) | resume_options(typed, saved["options"], may_change, processes))
         args.resume, args.output = str(file), typed.get("output", str(file.parent))
+    args.processes = processes
     # Two runs may start in the same second: the process number keeps them apart.
     args.output = args.output or time.strftime(f"runs/{script}/%Y-%m-%d_%H-%M-%S_{os.getpid()}")
     if saved is None or Path(args.output).resolve() != file.parent.resolve():
@@ -334,10 +340,11 @@ def resume_arguments(args, typed, script, may_change):
     return args, saved
 
 
-def resume_options(typed, saved, may_change):
+def resume_options(typed, saved, may_change, processes=1):
     """The options of a resumed run: the saved ones, overridden by those typed. Raises CheckpointError, with both
-    values, for a typed option that differs and is not in `may_change`; batch size and accumulation may, as long as
-    their product stays. (A batch size of 1 stays: it has no last batch of one picture to merge, so other steps.)
+    values, for a typed option that differs and is not in `may_change`; batch size, accumulation and the number of
+    processes may, as long as their product stays. (Batches of 1 stay: they have no last batch of one picture to merge,
+    so other steps.)
     """
     for name, value in typed.items():
         if name in saved and name not in may_change and saved[name] != value:
@@ -345,23 +352,24 @@ def resume_options(typed, saved, may_change):
             raise CheckpointError(f"{option} is {value} but the run was started with {saved[name]}: leave it out to go "
                                   "on, or start a new run with --output elsewhere")
     options = saved | typed
-    before, now = (o["batch_size"] * o["accumulate"] for o in (saved, options))
-    if now != before:
-        raise CheckpointError(f"--batch-size times --accumulate is {now} but the run was started with {before}: keep "
-                              "the product")
-    before, now = (o["batch_size"] for o in (saved, options))
+    before, now = (o["batch_size"] * n for o, n in ((saved, saved.get("processes", 1)), (options, processes)))
+    if now * options["accumulate"] != before * saved["accumulate"]:
+        times = ", times the number of processes," if processes > 1 or saved.get("processes", 1) > 1 else ""
+        raise CheckpointError(f"--batch-size times --accumulate{times} is {now * options['accumulate']} but the run was "
+                              f"started with {before * saved['accumulate']}: keep the product")
     if 1 in (before, now) and now != before:
-        raise CheckpointError(f"--batch-size is {now} but the run was started with {before}: 1 stays 1")
+        raise CheckpointError(f"--batch-size{' times processes' * (processes > 1)} is {now} but the run was started with "
+                              f"{before}: 1 stays 1")
     return options
 
 
-def resume_command(script, folder):
-    """The command that goes on with the run in `folder`, '' if there is no last.pt yet."""
+def resume_command(script, folder, launcher="python"):
+    """The command that goes on with the run in `folder`, '' if there is no last.pt yet. launcher: its first words."""
     last = Path(folder, "last.pt")
-    return f"python {script}.py --resume {shlex.quote(str(last))}" if last.exists() else ""
+    return f"{launcher} {script}.py --resume {shlex.quote(str(last))}" if last.exists() else ""
 
 
-def slower_command(script, folder, lr, thaws, step):
+def slower_command(script, folder, lr, thaws, step, launcher="python"):
     """What to type after a run in `folder` has diverged before optimizer step `step`: go on at half the rate `lr` from
     the latest checkpoint of an earlier step, else start again. thaws: {epoch: what thaws, perhaps at a rate of its own
     behind @}.
@@ -372,7 +380,7 @@ def slower_command(script, folder, lr, thaws, step):
             steps[path] = load(path, script, mmap=True)["step"]
     earlier = [path for path in steps if steps[path] < step and "_until_" not in path.name]
     latest = max(earlier, key=lambda path: (steps[path], path.name == "last.pt"), default=None)
-    go_on = f"python {script}.py --resume {shlex.quote(str(latest))}" if latest else "the same command with"
+    go_on = f"{launcher} {script}.py --resume {shlex.quote(str(latest))}" if latest else "the same command with"
     another = "" if latest or not steps else " --output elsewhere"
     rates = ", and lower rates behind @" if "@" in "".join(thaws.values()) else ""
     return f"{go_on}{another} --lr {lr / 2:g}{rates}"
@@ -381,9 +389,23 @@ def slower_command(script, folder, lr, thaws, step):
 # ---- random numbers and the machine
 
 
-def restore(saved, optimizer, scaler):
-    """Bring the optimizer's state, the gradient scaler and the random numbers back to where `saved` left them. The
-    optimizer's peak rates and other settings stay as they are now; the rate `lr` of the last step comes back.
+SUMMED = ("images", "loss", "hits")  # of the sums of an epoch, those that add up over several processes
+
+
+def own_state(saved, rank, processes):
+    """What process `rank` of `processes` goes on from: the state of its random numbers (or None), and the sums of the
+    running epoch. If there were as many before, its own; else the first process takes over the sums of all.
+    """
+    if processes > 1 and len(saved.get("processes", [])) == processes:
+        return saved["processes"][rank]
+    nothing = {name: 0.0 for name in saved["sums"] if name in SUMMED} if rank else {}
+    return None if rank else saved["rng"], saved["sums"] | nothing
+
+
+def restore(saved, optimizer, scaler, rng):
+    """Bring the optimizer's state, the gradient scaler and the random numbers (`rng`, unless None) back to where `saved`
+    left them. The optimizer's peak rates and other settings stay as they are now; the rate `lr` of the last step comes
+    back.
     """
     now = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
     optimizer.load_state_dict(saved["optimizer"])  # brings back the momenta, and the old settings too
@@ -391,7 +413,8 @@ def restore(saved, optimizer, scaler):
         group.update(settings)
     if scaler.is_enabled() and saved["scaler"]:  # both empty unless in fp16
         scaler.load_state_dict(saved["scaler"])
-    set_rng_state(saved["rng"])
+    if rng:
+        set_rng_state(rng)
 
 
 def rng_state():

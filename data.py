@@ -385,19 +385,35 @@ class SeededBatches(Sampler):
     and `.start` to go on in the middle of one: the batches before it are passed over, and no picture of them is read.
 
     A last batch of one picture is merged into the batch before it, since BatchNorm cannot train on a single value.
+
+    Process `rank` of `processes` gets its share of each batch, which is then of batch_size * processes pictures: two
+    processes of 16 see together what one of 32 sees. No share is of one picture (unless batch_size is 1), so a small
+    last batch may leave some processes none; with `along` these get some of the pictures of another's, so that they can
+    run along with the others, and `shares()` says 0.
     """
 
-    def __init__(self, length, batch_size, seed=0, shuffle=False, epoch=0):
+    def __init__(self, length, batch_size, seed=0, shuffle=False, epoch=0, rank=0, processes=1, along=False):
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
         self.epoch, self.start = epoch, 0
+        self.rank, self.processes, self.along = rank, processes, along
 
     def sizes(self):
-        """The number of pictures in each batch."""
-        full, rest = divmod(self.length, self.batch_size)
-        sizes = [self.batch_size] * full + ([rest] if rest else [])
+        """The number of pictures in each batch, all processes together."""
+        size = self.batch_size * self.processes
+        full, rest = divmod(self.length, size)
+        sizes = [size] * full + ([rest] if rest else [])
         if rest == 1 and full:
-            sizes[-2:] = [self.batch_size + 1]
+            sizes[-2:] = [size + 1]
         return sizes
+
+    def shares(self):
+        """The number of pictures in this process's share of each batch."""
+        return [end - first for first, end in map(self._share, self.sizes())]
+
+    def _share(self, size):
+        """Where this process's share of a batch begins and ends."""
+        sharing = max(1, min(self.processes, size // min(2, self.batch_size)))
+        return (size * self.rank // sharing, size * (self.rank + 1) // sharing) if self.rank < sharing else (0, 0)
 
     def __len__(self):
         return len(self.sizes()) - self.start
@@ -409,7 +425,10 @@ class SeededBatches(Sampler):
             order = torch.randperm(self.length, generator=generator).tolist()
         ends = list(itertools.accumulate(self.sizes(), initial=0))
         for first, end in itertools.pairwise(ends[self.start :]):
-            yield [(self.epoch, index) for index in order[first:end]]
+            begin, stop = self._share(end - first)
+            if begin == stop and self.along:
+                stop = min(2, self.batch_size, end - first)
+            yield [(self.epoch, index) for index in order[first + begin : first + stop]]
 
 
 class ReplayBatches(Sampler):
@@ -592,6 +611,29 @@ def features_key(weights, head, *depends_on):
     return found.hexdigest()
 
 
+def share_features(file, key, batches, rank, of_all):
+    """`write_features` by several processes, each with batches of its own, which the first joins in one file for all.
+    rank: the number of this process. of_all: gives the values that all processes have called it with, as a list.
+    """
+    if len(of_all(rank)) == 1:
+        return write_features(file, key, batches)
+    batches, part = iter(batches), Path(file).with_suffix(f".{rank}.bin")
+    if first := next(batches, None):  # of a small split there may be none for this process
+        write_features(part, key, itertools.chain([first], batches))
+    parts = [path for path in of_all(str(part) if first else None) if path]
+    found = [read_features(path, key) for path in parts]
+    if rank == 0 and None not in found:
+        write_features(file, key, (
+            (saved["features"][i : i + 256].contiguous(memory_format=_layout(saved)), saved["numbers"][i : i + 256])
+            for saved in found for i in range(0, len(saved["numbers"]), 256)))
+    of_all(None)  # waits until that is done
+    part.unlink(missing_ok=True)
+    if (cached := read_features(file, key)) is None:
+        raise DataError(f"{file} cannot be seen by all processes: --cache-features needs an --output on a disk that all "
+                        "machines share")
+    return cached
+
+
 def write_features(file, key, batches):
     """Write the features of a split, from batches of (features (N, ...), numbers of the pictures (N,)), to a file that
     is there when it is complete, and may be larger than memory. Returns what `read_features` does. Raises DataError.
@@ -648,11 +690,14 @@ def feature_batches(saved, labels, order):
     """
     place = torch.full((len(labels),), -1)
     place[saved["numbers"]] = torch.arange(len(saved["numbers"]))
-    layout = torch.channels_last if saved["channels_last"] else torch.contiguous_format
-    for keys in order:
+    for keys in filter(None, order):
         numbers = torch.tensor([index for _, index in keys])
         numbers = numbers[place[numbers] >= 0]
-        yield saved["features"][place[numbers]].contiguous(memory_format=layout), labels[numbers], []
+        yield saved["features"][place[numbers]].contiguous(memory_format=_layout(saved)), labels[numbers], []
+
+
+def _layout(saved):
+    return torch.channels_last if saved["channels_last"] else torch.contiguous_format
 
 
 # ---- python data.py --check DIR

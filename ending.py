@@ -39,7 +39,9 @@ def stop_signals():
     then. Other second signals change nothing: a closing terminal sends SIGHUP twice, torchrun SIGTERM after a Ctrl-C.
     A signal that was ignored before, as under nohup, stays so. Processes started within the block end with it.
     """
-    stop = SimpleNamespace(signal=None, since=0.0, waiting=False, go_on=str)
+    # The last three are for one of several processes; `distributed.start` replaces them.
+    stop = SimpleNamespace(signal=None, since=0.0, waiting=False, go_on=str,
+                           agree=lambda number: number, about=lambda error: (error, True), announces=True)
     me, others = os.getpid(), multiprocessing.active_children()
 
     def ask(number, frame):
@@ -53,8 +55,9 @@ def stop_signals():
             stop.signal, stop.since = number, time.monotonic()
             if hasattr(signal, "SIGCHLD"):  # that a DataLoader's worker ends is no error from now on
                 before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, _ignore))
-            with contextlib.suppress(OSError):  # os.write: print may not be called from within print
-                os.write(2, b"\nstopping after this step; Ctrl-C again leaves at once, with what was saved before\n")
+            if stop.announces:
+                with contextlib.suppress(OSError):  # os.write: print may not be called from within print
+                    os.write(2, b"\nstopping after this step; Ctrl-C again leaves at once, with what was saved before\n")
         elif number == signal.SIGINT and time.monotonic() - stop.since > 0.5:  # wrappers pass one Ctrl-C on twice
             os._exit(128 + number)
 
@@ -77,9 +80,11 @@ def wait_for_steps(stop, go_on=str):
 
 
 def leave_if_asked(stop):
-    """Raise Stopped if a signal has come since `wait_for_steps`."""
-    if stop.signal is not None:
-        raise Stopped(stop.signal)
+    """Raise Stopped if a signal has come since `wait_for_steps`; of several processes, to any of them: `stop.agree` then
+    waits for the others, and a signal that comes meanwhile is noted for the next time.
+    """
+    if (number := stop.agree(stop.signal)) is not None:
+        raise Stopped(number)
 
 
 def _ignore(number, frame):
@@ -173,9 +178,11 @@ def tidy(*errors):
         except (*errors, RuntimeError, OSError, MemoryError, KeyboardInterrupt) as error:
             if stop.signal is not None and "DataLoader worker" in str(error):  # ended by the same signal
                 error = Stopped(stop.signal)
+            error, speaks = stop.about(error)  # of several processes one speaks
             words, status = last_words(error, stop.go_on())
-            bar = "\r\x1b[K" if sys.stderr.isatty() else ""  # clears a progress bar
-            print(f"{bar}{words}", file=sys.stderr)
+            if speaks:
+                bar = "\r\x1b[K" if sys.stderr.isatty() else ""  # clears a progress bar
+                print(f"{bar}{words}", file=sys.stderr)
             sys.exit(status)
 
 

@@ -13,7 +13,8 @@ whatever the type of the logits.
 Under accumulation and in several processes every batch has a loss of its own, and those of one optimizer step are
 joined by their share of the images. For plain means, `CostMatrix` included, that is exactly the loss of the joined
 batch. Two losses are not additive:
-- a "weighted" mean divides each batch by its own sum of weights, so an image counts for less beside heavy ones;
+- a "weighted" mean divides each batch by its own sum of weights, so under accumulation an image counts for less beside
+  heavy ones. Processes are joined by their sums of weights instead (`sum_of_weights`), which is exact;
 - `SoftF1` is the F1 of each batch alone, over the classes that occur in it: it wants large batches.
 
 This file needs torch alone and can be copied into any project.
@@ -318,6 +319,16 @@ def cost_matrix(spec, classes):
         cost = _positive(value, f"the cost of '{pair}'")
         costs[classes.index(truth), classes.index(prediction)] = cost
     return costs
+
+
+def sum_of_weights(criterion, target):
+    """What a loss in the "weighted" mean has divided a batch by, a tensor (); None for any other loss: the number of
+    samples. (MixUp and CutMix do not change it.)
+    """
+    weight = getattr(criterion, "weight", None)
+    if weight is None or getattr(criterion, "mean", "") != "weighted":
+        return None
+    return (target * weight).sum() if target.is_floating_point() else weight[target].sum()
 
 
 def check_finite(loss, what, way_out):

@@ -63,6 +63,19 @@ def mean_cost(confusion, costs):
     return (confusion.cpu() * costs.cpu().double()).sum().item() / max(1, confusion.sum().item())
 
 
+def class_scores(outputs, labels, costs=None):
+    """`scores` of outputs (N, C) for labels (N,); with more than five classes "top5_accuracy", too, and given costs
+    (C, C) "cost", the `mean_cost`.
+    """
+    confusion = confusion_matrix(outputs.argmax(1), labels, outputs.shape[1])
+    found = scores(confusion)
+    if outputs.shape[1] > 5:
+        found["top5_accuracy"] = top_k_accuracy(outputs, labels, 5)
+    if costs is not None:
+        found["cost"] = mean_cost(confusion, costs)
+    return found
+
+
 def report(confusion, classes, most=20):
     """A table of precision, recall, F1 and support per class, then the confusion matrix (rows: truth); with more than
     `most` classes, the most frequent confusions instead.

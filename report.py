@@ -32,6 +32,7 @@ class ReportError(Exception):
 
 DPI = 144
 WORST = 24  # thumbnails of mistakes
+SWAPS = 12  # pairs of classes in the table of what is taken for what
 SIDE = 280  # their pixels
 MOST_CLASSES = 100  # in the picture of the confusion matrix
 MARK = "report.py"  # stands at the beginning of every file that is written here
@@ -296,7 +297,8 @@ def draw_confusion(counts, scores):
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xticks(range(n), names, fontsize=size, rotation=90 * upright)
     axes.set_yticks(range(n), names, fontsize=size)
-    bar = figure.colorbar(image, shrink=min(1, 3 / (n * cell)), format=lambda share, _: f"{share:.0%}")
+    bar = figure.colorbar(image, shrink=min(1, 3 / (n * cell)), fraction=min(0.15, 0.6 / (n * cell)),
+                          pad=min(0.05, 0.3 / (n * cell)), format=lambda share, _: f"{share:.0%}")
     bar.ax.tick_params(labelsize=8)
     bar.set_label("share of the row", fontsize=8)
     for i, t in enumerate(classes):
@@ -409,8 +411,13 @@ def draw_range_test(rates, losses, smoothed, suggestion, file):
     axes.set(xscale="log", ylim=(low - 0.2 * (smoothed[0] - low) - 1e-9, smoothed[0] + (smoothed[0] - low) + 1e-9))
     axes.legend(fontsize=8)
     figure.savefig(buffer := io.BytesIO(), format="png", metadata={"Software": MARK})
+    temporary = Path(f"{file}.{os.getpid()}.tmp")
     try:
-        Path(file).write_bytes(buffer.getvalue())
+        try:
+            temporary.write_bytes(buffer.getvalue())
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ReportError(f"could not write {file} ({error.strerror}): make room, or give another --output") from error
 
@@ -424,7 +431,7 @@ HEAD = """<!DOCTYPE html>
 <style>
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; overflow-wrap: anywhere }
-h2 { margin: 2rem 0 0.5rem }
+h2, h3 { margin: 2rem 0 0.5rem }
 table { border-collapse: collapse; font-size: 0.9rem }
 th, td { padding: 0.15rem 0.7rem 0.15rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #8885 }
 .numbers td, .numbers th { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
@@ -479,10 +486,16 @@ def judge_classes(rows, find):
              ("balanced accuracy", f"{sum(score[2] for score in scores) / occurring:.4f}"),
              ("macro F1", f"{mean[3]:.4f}, over the {len(scores)} classes that occur")]
     cells = [[c, *(f"{v:.4f}" for v in values), images] for c, *values, images in [*scores, mean]]
+    swaps = sorted(((count, t, p) for (t, p), count in counts.items() if t != p), key=lambda swap: -swap[0])[:SWAPS]
+    images = {score[0]: score[4] for score in scores}
+    swaps = [(f"{t} as {p}", count, f"{count / images[t]:.0%}") for count, t, p in swaps]
+    below = table(["class", "precision", "recall", "F1", "images"], cells, best=len(scores))
+    if len(scores) > 2 and swaps:
+        below += "<h3>Taken for another most often</h3>" + table(["", "images", "share of the class"], swaps)
     found = {"confusion.png": (
         draw_confusion(counts, scores),
         f"Confusion matrix, truth on the rows: {right} of {len(rows)} pictures are on the diagonal",
-        table(["class", "precision", "recall", "F1", "images"], cells, best=len(scores)))}
+        below)}
     wrong = sorted((row for row in rows if row["truth"] != row["prediction"]), key=lambda row: -row["probability"])
     if worst := wrong[:WORST]:
         title = f"{len(worst)} of {len(wrong)} mistakes: wrong with the highest probability"
@@ -603,8 +616,7 @@ def sum_up(folder, history, monitor, pictures=True):
     """The last words after training: `advice`, and where the files are, with a report among them if `pictures`. What
     hinders the report is said and does not end the script.
     """
-    lines = [advice(history, monitor)] if advice(history, monitor) else []
-    written = []
+    lines, written = list(filter(None, [advice(history, monitor)])), []
     try:
         written = write_report(folder) if pictures else []
     except ReportError as error:

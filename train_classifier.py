@@ -4,13 +4,13 @@
     python train_classifier.py --data ./cats_and_dogs                              # train everything
     python train_classifier.py --data ./cats_and_dogs --freeze backbone --unfreeze 1:layer4 --unfreeze 3:all
     python train_classifier.py --model efficientnet_b0 --list-layers               # the names to freeze and thaw
+    torchrun --nproc_per_node=2 train_classifier.py --data ./cats_and_dogs --output runs/a --resume     # two GPUs
     python train_classifier.py --resume runs/train_classifier/.../last.pt          # go on after an interruption
 
 --data holds train/ and val/ (and test/), or is one folder to be split; in them one folder of pictures per class. What
 comes out lies in --output: best.pt and last.pt, history.csv (one row per epoch), args.json, the predictions.
 """
 
-import functools
 import itertools
 import math
 import os
@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import distributed
 import ending
 import freeze
 import losses
@@ -81,14 +82,14 @@ def read_arguments(argv):
     """Return the options, and the checkpoint of a run that is resumed (else None)."""
     parser = build_parser()
     args, typed = parser.parse_args(argv), typed_options(parser, argv)
-    args, saved = checkpoint.resume_arguments(args, typed, "train_classifier", MAY_CHANGE)
+    args, saved = checkpoint.resume_arguments(args, typed, "train_classifier", MAY_CHANGE, *distributed.started())
     if not args.data and not args.list_layers:
         parser.error("--data is needed: a folder with one folder of pictures per class")
     by_class = args.loss in ("cross-entropy", "focal"), "--loss cross-entropy or focal"
     blended = args.loss != "soft-f1" or not (args.mixup or args.cutmix), "a --loss that can blend classes"
     unmixed = not (args.mixup or args.cutmix), "neither --mixup nor --cutmix, which blend the pictures themselves"
     listing = not args.list_layers, "training: --list-layers shows the network with a linear head"
-    refuse_idle(parser, typed, shared_rules(args, freeze.backbone_trains(args.freeze, args.unfreeze)) | {
+    refuse_idle(parser, typed, shared_rules(args, freeze.backbone_trains(args.freeze, args.unfreeze), args.processes) | {
         "cache_features": unmixed, "hidden": (args.head == "mlp", "--head mlp"), "head": listing, "dropout": listing,
         "focal_gamma": (args.loss == "focal", "--loss focal"), "costs": (args.loss == "cost", "--loss cost"),
         "class_weights": by_class, "label_smoothing": by_class, "mixup": blended, "cutmix": blended,
@@ -102,7 +103,8 @@ def read_arguments(argv):
 
 def train(args, saved, stop):
     # ---- 2 device and processes --------------------------------------------------------------------------------------
-    device = pick_device(args.device, args.deterministic)
+    rank, _, processes = distributed.ranks()  # 0 of 1, unless torchrun has started more, each for a device of its own
+    device = pick_device(distributed.own_device(args.device, args.sync_bn), args.deterministic)
     gpus = torch.cuda.device_count() if device == torch.device("cuda") and not args.compile else 1
     torch.manual_seed(args.seed)  # for the new head's weights and for dropout
 
@@ -112,13 +114,13 @@ def train(args, saved, stop):
     if saved and saved["data"] != fingerprint:
         raise data.DataError(f"{args.data} holds other pictures ({fingerprint}) than the run was started with "
                              f"({saved['data']}): start a new run from its weights, --weights {args.resume}")
-    print(data.describe(images))
+    print(distributed.from_main(data.describe, images))
 
     # ---- 4 model and head --------------------------------------------------------------------------------------------
     if saved:
         preprocessing, options_to_build = saved["preprocessing"], saved["build"]["options"]
     else:
-        pretrained = load_pretrained(args.weights, args.model)
+        pretrained = distributed.from_main(load_pretrained, args.weights, args.model)
         preprocessing = preprocessing_for(pretrained, args.image_size)
         auxiliary = freeze.backbone_trains(args.freeze, args.unfreeze)  # which auxiliary heads help
         options_to_build = build_options(args.model, preprocessing["image_size"], pretrained, auxiliary)
@@ -146,6 +148,10 @@ def train(args, saved, stop):
         same_outputs = pretrained["outputs"] in (None, classes)  # one of our checkpoints knows its classes
         said = load_weights(model, pretrained["state_dict"], head, same_outputs)
         print(f"weights: {pretrained['source']}; {said}")
+    if args.sync_bn and processes > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # new modules, the same parameters under the same names
+    if rank:
+        torch.manual_seed(args.seed + rank)  # the new head starts the same in all processes, dropout differs
     heads = (head, *auxiliary_heads(model))  # what no spec freezes
 
     # ---- 5 freezing --------------------------------------------------------------------------------------------------
@@ -193,8 +199,9 @@ def train(args, saved, stop):
     fused = {"fused": True} if args.optimizer in ("sgd", "adam", "adamw") and device.type in ("cpu", "cuda") else {}
     optimizer = optimizer_class(groups, **momentum, **fused)  # fused: all parameters in one call, several times as fast
 
-    order = data.SeededBatches(len(images.splits["train"]), args.batch_size, args.seed, shuffle=True)
-    batch_sizes = order.sizes()
+    order = data.SeededBatches(len(images.splits["train"]), args.batch_size, args.seed, shuffle=True, rank=rank,
+                               processes=processes, along=True)
+    batch_sizes, shares = order.sizes(), order.shares()  # those of all processes together; what this one reads of each
     steps_per_epoch = math.ceil(len(batch_sizes) / args.accumulate)
     warmup_steps = round(args.warmup_epochs * steps_per_epoch)
     plateau_scale = 1.0  # what --schedule plateau has cut the rate to
@@ -211,7 +218,7 @@ def train(args, saved, stop):
         return plateau_scale
 
     amp = saved["precision"] if saved and args.amp == "auto" and saved["device"] == device.type else args.amp
-    precision, reason, amp_dtype = pick_precision(amp, model, device, gpus, bool(thaws))
+    precision, reason, amp_dtype = distributed.from_main(pick_precision, amp, model, device, gpus, bool(thaws))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")  # bf16 has float32's range, needs none
 
     # ---- 8 resume ----------------------------------------------------------------------------------------------------
@@ -219,34 +226,38 @@ def train(args, saved, stop):
     step, sums = 0, {}  # optimizer steps so far; what the running epoch has summed up
     output = Path(args.output)
     options = vars(args) | {"data": os.path.abspath(args.data), "unfreeze": [f"{e}:{n}" for e, n in thaws.items()]}
-    _lock = checkpoint.start_folder(output, options)  # until the end no other run may write there
-    board = report.tensorboard_writer(output, saved["epoch"] if saved else 0) if args.tensorboard else None
+    _lock = checkpoint.start_folder(output, options) if rank == 0 else None  # until the end no other run may write there
+    board = report.tensorboard_writer(output, saved["epoch"] if saved else 0) if args.tensorboard and not rank else None
     if saved:
-        checkpoint.restore(saved, optimizer, scaler)  # and the random numbers
-        notes = [*checkpoint.machine_changes(saved), *checkpoint.go_on_in(output, saved, args.resume)]
-        best, best_epoch, epochs_without_gain = (saved[k] for k in ("best", "best_epoch", "epochs_without_gain"))
-        history, plateau_scale, step, sums = (saved[k] for k in ("history", "plateau_scale", "step", "sums"))
+        rng, sums = checkpoint.own_state(saved, rank, processes)
+        checkpoint.restore(saved, optimizer, scaler, rng)
+        notes, best, best_epoch, epochs_without_gain = distributed.from_main(lambda: (
+            [*checkpoint.machine_changes(saved), *checkpoint.go_on_in(output, saved, args.resume)],
+            *(saved[k] for k in ("best", "best_epoch", "epochs_without_gain"))))
+        history, plateau_scale, step = (saved[k] for k in ("history", "plateau_scale", "step"))
         print("\n".join([f"resumed from {args.resume} at epoch {start_epoch}, step {step}", *notes]))
 
-    def save(next_epoch, sums=None, **how):
+    def save(next_epoch, totals=None, **how):
         """Save all that resuming and predict.py need, in tensors and plain values: read with weights_only=True."""
+        own = checkpoint.rng_state(), {k: float(v) for k, v in sums.items()} if totals else {}
         state = {
             "script": "train_classifier", "options": options, "machine": checkpoint.machine(),
             "model": model.state_dict(), "build": {"name": args.model, "options": options_to_build},
             "head": head, "hidden": args.hidden if args.head == "mlp" else 0,
             "preprocessing": preprocessing, "classes": classes, "data": fingerprint, "anchor": anchor,
             "optimizer": optimizer.state_dict(), "plateau_scale": plateau_scale, "scaler": scaler.state_dict(),
-            "precision": precision, "device": device.type, "rng": checkpoint.rng_state(), "epoch": next_epoch,
-            "step": step, "sums": sums or {}, "best": best, "best_epoch": best_epoch,
-            "epochs_without_gain": epochs_without_gain, "history": history,
+            "precision": precision, "device": device.type, "rng": own[0], "epoch": next_epoch,
+            "step": step, "sums": totals or {}, "processes": distributed.of_all(own), "best": best,
+            "best_epoch": best_epoch, "epochs_without_gain": epochs_without_gain, "history": history,
         }
-        checkpoint.save(state, output, way_out=way_out, **how)
+        distributed.from_main(checkpoint.save, state, output, way_out=way_out, **how)
 
     def way_out():
-        return checkpoint.slower_command("train_classifier", output, args.lr, thaws, step)
+        return checkpoint.slower_command("train_classifier", output, args.lr, thaws, step, distributed.launcher())
 
     # ---- 9 several GPUs ----------------------------------------------------------------------------------------------
     # `network` runs; `model` is frozen, thawed and saved: the same parameters under their plain names.
+    # torchrun: section 10 puts it into a DistributedDataParallel, anew in each epoch, when it is known what trains.
     whole = network = nn.DataParallel(model) if gpus > 1 else torch.compile(model) if args.compile else model
 
     # ---- 10 the loop -------------------------------------------------------------------------------------------------
@@ -259,60 +270,66 @@ def train(args, saved, stop):
 
     def loader_of(split):
         plain = data.eval_transform(size, interpolation, resize_size)
-        pictures = data.ImageList(images.splits[split], plain, size=2 * size)
-        return data.make_loader(pictures, data.SeededBatches(len(pictures), args.batch_size), args.workers)
+        pictures = data.ImageList(images.splits[split], plain, size=2 * size).numbered()
+        own = data.SeededBatches(len(pictures), args.batch_size, rank=rank, processes=processes)
+        return data.make_loader(pictures, own, args.workers)
 
     @torch.inference_mode()
-    def evaluate(batches, dtype):
-        """The network's outputs (N, C) in float32 and the labels (N,) of a whole split, in evaluation mode."""
+    def evaluate(split, batches, dtype):
+        """The network's outputs (N, C) for a split, in float32 and evaluation mode; labels, numbers of its pictures."""
         network.eval()
-        outputs, labels = [], []
-        for x, y in batches:
+        found = []
+        for x, numbers in batches:
             with torch.amp.autocast(device.type, dtype, enabled=dtype is not None):
-                outputs.append(network(data.to_input(x, mean, std)).float())
-            labels.append(y)
-        return torch.cat(outputs), torch.cat(labels).to(device)
+                found.append((network(data.to_input(x, mean, std)).float(), numbers))
+        outputs, numbers = distributed.gather(found)  # each process has read a share
+        labels = torch.tensor([images.splits[split][n][1] for n in numbers.tolist()])
+        return outputs.to(device), labels.to(device), numbers
 
     val_loader = loader_of("val")
     skipped = {} if args.on_bad_image == "skip" else None  # {file: what is wrong with it}
 
     def save_here():
         """Between two steps of the running epoch: a resumed run goes on with its next batch, or with its validation."""
-        if sums["images"]:
-            losses.check_finite(float(sums["loss"]) / sums["images"], f"training loss of epoch {epoch}", way_out)
         sums["seconds"] = time.perf_counter() - started
-        save(epoch, {k: float(v) for k, v in sums.items()} if sums["images"] else None)
+        totals = distributed.add_up(sums, checkpoint.SUMMED)
+        if totals["images"]:
+            losses.check_finite(totals["loss"] / totals["images"], f"training loss of epoch {epoch}", way_out)
+        save(epoch, totals if totals["images"] else None)
 
-    def batches_of(loader, per_step=1, at_least=0, saving=True):
+    def batches_of(loader, per_step=1, at_least=0, saving=True, in_step=False):
         """Batches of the running epoch; a stop signal or an unreadable picture ends the run here, with its state saved
-        if that is between two optimizer steps.
+        if that is between two optimizer steps. in_step: the processes read one batch at a time, all at the same time.
         """
-        count = 0
+        count, found = 0, data.batches(loader, skipped, at_least, distributed.say if rank else tqdm.write)
         try:
-            for count, batch in enumerate(data.batches(loader, skipped, at_least, tqdm.write), start=1):
+            for count, batch in enumerate(distributed.together(found, stop, in_step), start=1):
                 yield batch
-                if count % per_step == 0:
+                if count % per_step == 0 and (in_step or processes == 1):
                     ending.leave_if_asked(stop)
-        except (data.DataError, ending.Stopped):
+            if processes > 1 and not in_step:
+                ending.leave_if_asked(stop)
+        except (data.DataError, distributed.ProcessError, ending.Stopped):
             if saving and count % per_step == 0:
                 save_here()
             raise
 
     if head_side:  # what cached features depend on
-        depends_on = train_images, val_loader.dataset, checkpoint.machine(), precision, args.batch_size
+        depends_on = train_images, val_loader.dataset, checkpoint.machine(), precision, args.batch_size, processes
         key = data.features_key(model.state_dict(), head, *depends_on)
 
     def features_of(split, loader, view=0):
         """Batches of what the frozen backbone makes of a split: computed once for each view, as epoch `view` would."""
         file, pictures, order = output / f"features_{split}_{view}.bin", loader.dataset, loader.batch_sampler
-        if (cached := data.read_features(file, key)) is None:
-            views = data.SeededBatches(len(pictures), args.batch_size, args.seed, order.shuffle, epoch=view)
+        cached = data.read_features(file, key)
+        if any(distributed.of_all(cached is None)):
+            views = data.SeededBatches(len(pictures), args.batch_size, args.seed, order.shuffle, view, rank, processes)
             found = batches_of(data.make_loader(pictures.numbered(), views, args.workers), at_least=2 * order.shuffle)
-            bar = tqdm(found, f"features of {split}", len(views), leave=False, disable=None)
+            bar = tqdm(found, f"features of {split}", len(views), leave=False, disable=rank or None)
             model.eval()
             with torch.inference_mode(), torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                cached = data.write_features(file, key, (
-                    (freeze.head_input(model, head_side, data.to_input(x, mean, std)), numbers) for x, numbers in bar))
+                made = ((freeze.head_input(model, head_side, data.to_input(x, mean, std)), numbers) for x, numbers in bar)
+                cached = data.share_features(file, key, made, rank, distributed.of_all)
         return data.feature_batches(cached, pictures.labels(), order)
 
     def losses_without_end():  # for --find-lr: those of the loop below
@@ -325,6 +342,7 @@ def train(args, saved, stop):
                 yield criterion((outputs[0] if isinstance(outputs, tuple) else outputs).float(), y)
 
     print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
+          f"{args.batch_size * processes * args.accumulate} pictures per step: batch size x {processes} x --accumulate\n"
           f"{freeze.group_table(model, heads, optimizer.param_groups)}\n")
     if args.find_lr:
         rates, values = lr_finder.range_test(model, losses_without_end(), optimizer, scaler, args.lr)
@@ -334,14 +352,14 @@ def train(args, saved, stop):
         return
     if start_epoch >= args.epochs:
         print(f"all {start_epoch} epochs are done; to train longer, give more --epochs")
-    ending.wait_for_steps(stop, functools.partial(checkpoint.resume_command, "train_classifier", output))
+    ending.wait_for_steps(stop, lambda: checkpoint.resume_command("train_classifier", output, distributed.launcher()))
     for epoch in range(start_epoch, args.epochs):
         if args.patience and epochs_without_gain >= args.patience:
             print(f"stopped early: no better {args.monitor} for {epochs_without_gain} epochs")
             break
         if epoch in thaws and not sums:
             way_back = output / f"before_unfreeze_{epoch}.pt"
-            if not (saved and way_back.exists()):  # when a run has gone back to it, it stays as it is
+            if not (saved and distributed.from_main(way_back.exists)):  # it stays when a run has gone back to it
                 save(epoch, name=way_back.name)
             count = freeze.thaw(model, thaws[epoch], heads, optimizer.param_groups)
             print(f"thaw: {thaws[epoch]}, {count:,} parameters")
@@ -355,30 +373,34 @@ def train(args, saved, stop):
             network = head_side
             source = features_of("train", train_loader, epoch % args.cache_features)
             val_source = features_of("val", val_loader)
-        elif head_side and data.drop_features(output):
+        elif head_side and rank == 0 and data.drop_features(output):
             print("the backbone trains: the cached features are dropped")
         freeze.train_mode(model)  # model.train(), and eval() on every frozen part: no running statistics move there
-        bar = tqdm(batches_of(source, args.accumulate, at_least=2), f"epoch {epoch}", len(batch_sizes), leave=False,
-                   disable=None, initial=order.start)
+        replica = nn.parallel.DistributedDataParallel(network) if processes > 1 else network
+        bar = tqdm(batches_of(source, args.accumulate, at_least=2, in_step=True), f"epoch {epoch}", len(batch_sizes),
+                   leave=False, disable=rank or None, initial=order.start)  # None: a bar if stderr is a terminal
         for i, (x, y) in enumerate(bar, order.start):
             x, y = data.to_input(x, mean, std), y.to(device, non_blocking=True)
-            x, y = data.mix(x, y, mixer, args.seed, epoch, i)  # with --mixup, --cutmix: y becomes class shares
+            x, y = data.mix(x, y, mixer, args.seed + rank, epoch, i)  # with --mixup, --cutmix: y becomes class shares
+            last = (i + 1) % args.accumulate == 0 or i + 1 == len(batch_sizes)  # batch of this optimizer step
+            replica.require_backward_grad_sync = last  # else no_sync(), for a DistributedDataParallel; others do not ask
             with torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                outputs = network(x)
+                outputs = replica(x)
             logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
             loss = criterion(logits.float(), y)  # in float32, out of autocast's reach
-            sums["loss"] += loss.detach() * len(y)  # stays on the device: .item() would wait for it at every step
+            pictures = min(len(y), shares[i])  # 0 where this process only runs along with the others
+            count = distributed.counts_for(pictures, losses.sum_of_weights(criterion, y))
+            sums["loss"] += loss.detach() * count  # stays on the device: .item() would wait for it at every step
             for more in auxiliary:  # not in train_loss, which is to be compared with val_loss
                 loss = loss + AUXILIARY_WEIGHT[args.model] * criterion(more.float(), y)
 
             # The batches of one optimizer step count by their share of its pictures; the last step may have fewer.
-            first = i - i % args.accumulate
-            share = len(y) / sum(batch_sizes[first : first + args.accumulate])
-            scaler.scale(loss * share).backward()
-            sums["images"] += len(y)
-            sums["hits"] += (logits.detach().argmax(1) == (y if y.ndim == 1 else y.argmax(1))).sum()
-            if (i + 1) % args.accumulate and i + 1 < len(batch_sizes):
-                continue  # not yet the last batch of this optimizer step
+            share = processes * count / sum(batch_sizes[i - i % args.accumulate :][: args.accumulate])
+            scaler.scale(loss * share).backward()  # several processes: the mean of their gradients
+            sums["images"] += pictures
+            sums["hits"] += (logits.detach().argmax(1) == (y if y.ndim == 1 else y.argmax(1)))[:pictures].sum()
+            if not last:
+                continue
 
             if args.l1:
                 scaler.scale(args.l1 * losses.l1_penalty(model)).backward()
@@ -398,32 +420,30 @@ def train(args, saved, stop):
             sums["skipped_steps"] += scaler.is_enabled() * ~norm.isfinite()
             step += 1
             if step % args.log_every == 0 or i + 1 == len(batch_sizes):
-                train_loss = sums["loss"].item() / sums["images"]
-                speed = sums["images"] / (time.perf_counter() - started)
+                totals = distributed.add_up(sums, checkpoint.SUMMED)
+                train_loss = totals["loss"] / totals["images"]
+                speed = totals["images"] / (time.perf_counter() - started)
                 bar.set_postfix_str(f"loss {train_loss:.4f}, {speed:.0f} images/s")
                 losses.check_finite(train_loss, f"training loss of epoch {epoch}", way_out)
             if args.save_every and step % args.save_every == 0:
                 save_here()
-        train_loss = float(sums["loss"]) / sums["images"]
         train_seconds = sums.setdefault("train_seconds", time.perf_counter() - started)
+        totals = distributed.add_up(sums, checkpoint.SUMMED)
+        distributed.same_buffers(model)
 
-        outputs, labels = evaluate(batches_of(val_source), amp_dtype)
-        confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes))
+        outputs, labels, _ = evaluate("val", batches_of(val_source), amp_dtype)
         scores = {"val_loss": criterion(outputs, labels).item()}
         losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", way_out)
-        scores |= {f"val_{name}": value for name, value in metrics.scores(confusion).items()}
-        if len(classes) > 5:
-            scores["val_top5_accuracy"] = metrics.top_k_accuracy(outputs, labels, 5)
-        if args.loss == "cost":
-            scores["val_cost"] = metrics.mean_cost(confusion, criterion.costs)
-        seconds, skipped_steps = time.perf_counter() - started, int(sums["skipped_steps"])
-        unreadable = sum(len(images.splits[split]) for split in ("train", "val")) - len(labels) - int(sums["images"])
-        accuracy = float(sums["hits"]) / sums["images"]
-        history.append({"epoch": epoch, "train_loss": train_loss, "train_accuracy": accuracy, **scores,
+        found = metrics.class_scores(outputs, labels, criterion.costs if args.loss == "cost" else None)
+        scores = distributed.from_main(dict, scores | {f"val_{name}": value for name, value in found.items()})
+        seconds, skipped_steps = time.perf_counter() - started, int(totals["skipped_steps"])
+        unreadable = sum(len(images.splits[split]) for split in ("train", "val")) - len(labels) - int(totals["images"])
+        history.append({"epoch": epoch, "train_loss": totals["loss"] / totals["images"],
+                        "train_accuracy": totals["hits"] / totals["images"], **scores,
                         "lr": args.lr * factor_at(step - 1),
-                        "grad_norm": float(sums["norm"]) / max(1, steps_per_epoch - skipped_steps),
+                        "grad_norm": totals["norm"] / max(1, steps_per_epoch - skipped_steps),
                         "loss_scale": scaler.get_scale(), "skipped_steps": skipped_steps, "unreadable": unreadable,
-                        "seconds": seconds, "images_per_second": sums["images"] / train_seconds})
+                        "seconds": seconds, "images_per_second": totals["images"] / train_seconds})
 
         now = scores[args.monitor]
         is_best = best is None or (now < best if args.monitor == "val_loss" else now > best)
@@ -436,7 +456,7 @@ def train(args, saved, stop):
         kept = f"epoch_{epoch}.pt" if args.keep_every and (epoch + 1) % args.keep_every == 0 else None
         sums = {}
         save(epoch + 1, best=is_best, keep=kept)
-        checkpoint.write_csv(history, output / "history.csv")
+        distributed.from_main(checkpoint.write_csv, history, output / "history.csv")
         report.add_to_tensorboard(board, history[-1])
         shown = dict.fromkeys(["train_loss", "val_loss", "val_accuracy", "val_macro_f1", args.monitor])
         print(f"epoch {epoch:3d}  " + "  ".join(f"{k} {history[-1][k]:.4f}" for k in shown)
@@ -446,23 +466,23 @@ def train(args, saved, stop):
         ending.leave_if_asked(stop)
 
     # ---- the end: best.pt, once, on the test split, which has chosen nothing -----------------------------------------
-    best_state = checkpoint.load(output / "best.pt", script="train_classifier")
+    best_state = distributed.from_main(checkpoint.load, output / "best.pt", "train_classifier")
     print(f"\nbest.pt: epoch {best_state['epoch'] - 1}, {args.monitor} {best_state['history'][-1][args.monitor]:.4f}")
     if not args.no_test:
         model.load_state_dict(best_state["model"])
         network, skipped = whole, skipped and {}  # what can be read now
         split = "test" if "test" in images.splits else "val"
-        outputs, labels = evaluate(batches_of(loader_of(split), saving=False), None)  # in float32, as predict.py does
+        outputs, labels, numbers = evaluate(split, batches_of(loader_of(split), saving=False), None)  # as predict.py does
         confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes)).cpu()
         probabilities, predicted = outputs.softmax(1).max(1)
-        read = [sample for sample in images.splits[split] if sample[0] not in (skipped or {})]
-        rows = zip(read, predicted.tolist(), probabilities.tolist(), strict=True)
-        checkpoint.write_csv([{"file": file, "truth": classes[truth], "prediction": classes[guess], "probability": p}
-                              for (file, truth), guess, p in rows], output / f"{split}_predictions.csv")
+        rows = zip([images.splits[split][n] for n in numbers], predicted.tolist(), probabilities.tolist(), strict=True)
+        listed = [{"file": file, "truth": classes[truth], "prediction": classes[guess], "probability": p}
+                  for (file, truth), guess, p in rows]
+        distributed.from_main(checkpoint.write_csv, listed, output / f"{split}_predictions.csv")
         print(f"accuracy {metrics.scores(confusion)['accuracy']:.4f} on the {len(labels)} pictures of {split}"
               f"{'' if split == 'test' else ', which chose best.pt: expect a little less on others'}\n\n"
               f"{metrics.report(confusion, classes)}")
-    print(f"\n{report.sum_up(output, history, args.monitor, pictures=not args.no_report)}\n"
+    print(f"\n{distributed.from_main(report.sum_up, output, history, args.monitor, pictures=not args.no_report)}\n"
           f"next: python predict.py --checkpoint {shlex.quote(str(output / 'best.pt'))} PICTURES")
 
 
@@ -478,9 +498,10 @@ def list_layers(args):
 
 
 def main(argv=None):
-    with ending.tidy(checkpoint.CheckpointError, data.DataError, freeze.FreezeError, losses.LossError,
-                     lr_finder.RangeTestError, ModelError, report.ReportError) as stop:
-        args, saved = read_arguments(argv)
+    with ending.tidy(checkpoint.CheckpointError, data.DataError, distributed.ProcessError, freeze.FreezeError,
+                     losses.LossError, lr_finder.RangeTestError, ModelError, report.ReportError) as stop, \
+            distributed.joined(stop):
+        args, saved = distributed.from_main(read_arguments, argv)
         if args.list_layers:
             list_layers(args)
         else:

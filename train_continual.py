@@ -78,7 +78,7 @@ def build_parser():
 
     add_optimizer_options(parser, without=["--find-lr"])
     add_training_options(parser, ["mean_accuracy", "val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1",
-                                  "old_val_accuracy", "old_val_loss"], without=["--compile"])
+                                  "old_val_accuracy", "old_val_loss"], without=["--compile", "--sync-bn"])
     add_saving_options(parser, "train_continual")
     return parser
 
@@ -237,7 +237,7 @@ def train(args, saved, stop):
     _lock = checkpoint.start_folder(output, options)  # until the end no other run may write there
     board = report.tensorboard_writer(output, saved["epoch"] if saved else 0) if args.tensorboard else None
     if saved:
-        checkpoint.restore(saved, optimizer, scaler)  # and the random numbers
+        checkpoint.restore(saved, optimizer, scaler, saved["rng"])
         notes = [*checkpoint.machine_changes(saved), *checkpoint.go_on_in(output, saved, args.resume)]
         best, best_epoch, epochs_without_gain = (saved[k] for k in ("best", "best_epoch", "epochs_without_gain"))
         history, plateau_scale, step, sums = (saved[k] for k in ("history", "plateau_scale", "step", "sums"))

@@ -3,6 +3,7 @@
     python train_regressor.py --data ./houses --labels labels.csv --target price --log-target
     python train_regressor.py --data ./houses --target price,area --freeze backbone       # two numbers, new head alone
     python train_regressor.py --data ./houses --target price --quantiles 0.1,0.5,0.9      # a range with each number
+    torchrun --nproc_per_node=2 train_regressor.py --data ./houses --target price --output runs/a --resume     # two GPUs
     python train_regressor.py --resume runs/train_regressor/.../last.pt                   # go on after an interruption
 
 --labels is a CSV below --data with a column `file` (paths relative to the CSV), the numeric columns that --target
@@ -11,7 +12,6 @@ standard deviation: the loss is in those units, every metric and prediction in y
 --output: best.pt and last.pt, history.csv (one row per epoch), args.json, the predictions.
 """
 
-import functools
 import itertools
 import math
 import os
@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import distributed
 import ending
 import freeze
 import losses
@@ -71,7 +72,7 @@ def build_parser():
     add("--l1", type=above, default=0.0, metavar="L", help="L1 penalty on trainable weights; try 1e-6 (default: off)")
 
     add_optimizer_options(parser)
-    add_training_options(parser, ["val_loss", "val_r2"])
+    add_training_options(parser, ["val_loss", "val_r2"], "; val_r2: the mean over the targets")
     add_saving_options(parser, "train_regressor")
     return parser
 
@@ -80,13 +81,13 @@ def read_arguments(argv):
     """Return the options, and the checkpoint of a run that is resumed (else None)."""
     parser = build_parser()
     args, typed = parser.parse_args(argv), typed_options(parser, argv)
-    args, saved = checkpoint.resume_arguments(args, typed, "train_regressor", MAY_CHANGE)
+    args, saved = checkpoint.resume_arguments(args, typed, "train_regressor", MAY_CHANGE, *distributed.started())
     if not (args.data and args.target) and not args.list_layers:
         parser.error("--data and --target are needed: the folder of --labels, and a column of numbers in that file")
     if args.quantiles and 0.5 not in args.quantiles:
         parser.error("--quantiles need 0.5 among them: that is the number that is reported")
     listing = not args.list_layers, "training: --list-layers shows the network with a linear head"
-    refuse_idle(parser, typed, shared_rules(args, freeze.backbone_trains(args.freeze, args.unfreeze)) | {
+    refuse_idle(parser, typed, shared_rules(args, freeze.backbone_trains(args.freeze, args.unfreeze), args.processes) | {
         "loss": (not args.quantiles, "no --quantiles, which have a loss of their own"),
         "huber_delta": (args.loss == "huber" and not args.quantiles, "--loss huber"),
         "hidden": (args.head == "mlp", "--head mlp"),
@@ -98,7 +99,8 @@ def read_arguments(argv):
 
 def train(args, saved, stop):
     # ---- 2 device and processes --------------------------------------------------------------------------------------
-    device = pick_device(args.device, args.deterministic)
+    rank, _, processes = distributed.ranks()  # 0 of 1, unless torchrun has started more, each for a device of its own
+    device = pick_device(distributed.own_device(args.device, args.sync_bn), args.deterministic)
     gpus = torch.cuda.device_count() if device == torch.device("cuda") and not args.compile else 1
     torch.manual_seed(args.seed)  # for the new head's weights and for dropout
 
@@ -109,7 +111,7 @@ def train(args, saved, stop):
     if saved and saved["data"] != fingerprint:
         raise tables.TableError(f"{labels} holds other rows ({fingerprint}) than the run was started with "
                                 f"({saved['data']}): start a new run from its weights, --weights {args.resume}")
-    print("\n".join([tables.describe(table), *data.pictures_to_know_of(table.splits)]))
+    print("\n".join([tables.describe(table), *distributed.from_main(data.pictures_to_know_of, table.splits)]))
     scale = tables.fit_scale(table.values["train"], args.log_target)  # mean and standard deviation
     wanted = {split: tables.standardize(values, scale).float() for split, values in table.values.items()}
     weights = {split: values.float() for split, values in table.weights.items()}
@@ -121,7 +123,7 @@ def train(args, saved, stop):
     if saved:
         preprocessing, options_to_build = saved["preprocessing"], saved["build"]["options"]
     else:
-        pretrained = load_pretrained(args.weights, args.model)
+        pretrained = distributed.from_main(load_pretrained, args.weights, args.model)
         preprocessing = preprocessing_for(pretrained, args.image_size)
         auxiliary = freeze.backbone_trains(args.freeze, args.unfreeze)  # which auxiliary heads help
         options_to_build = build_options(args.model, preprocessing["image_size"], pretrained, auxiliary)
@@ -150,6 +152,10 @@ def train(args, saved, stop):
         same_outputs = pretrained["outputs"] in (None, outputs)  # one of our checkpoints knows its own
         said = load_weights(model, pretrained["state_dict"], head, same_outputs)
         print(f"weights: {pretrained['source']}; {said}")
+    if args.sync_bn and processes > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # new modules, the same parameters under the same names
+    if rank:
+        torch.manual_seed(args.seed + rank)  # the new head starts the same in all processes, dropout differs
     heads = (head, *auxiliary_heads(model))  # what no spec freezes
 
     # ---- 5 freezing --------------------------------------------------------------------------------------------------
@@ -184,8 +190,9 @@ def train(args, saved, stop):
     fused = {"fused": True} if args.optimizer in ("sgd", "adam", "adamw") and device.type in ("cpu", "cuda") else {}
     optimizer = optimizer_class(groups, **momentum, **fused)  # fused: all parameters in one call, several times as fast
 
-    order = data.SeededBatches(len(table.splits["train"]), args.batch_size, args.seed, shuffle=True)
-    batch_sizes = order.sizes()
+    order = data.SeededBatches(len(table.splits["train"]), args.batch_size, args.seed, shuffle=True, rank=rank,
+                               processes=processes, along=True)
+    batch_sizes, shares = order.sizes(), order.shares()  # those of all processes together; what this one reads of each
     steps_per_epoch = math.ceil(len(batch_sizes) / args.accumulate)
     warmup_steps = round(args.warmup_epochs * steps_per_epoch)
     plateau_scale = 1.0  # what --schedule plateau has cut the rate to
@@ -202,7 +209,7 @@ def train(args, saved, stop):
         return plateau_scale
 
     amp = saved["precision"] if saved and args.amp == "auto" and saved["device"] == device.type else args.amp
-    precision, reason, amp_dtype = pick_precision(amp, model, device, gpus, bool(thaws))
+    precision, reason, amp_dtype = distributed.from_main(pick_precision, amp, model, device, gpus, bool(thaws))
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")  # bf16 has float32's range, needs none
 
     # ---- 8 resume ----------------------------------------------------------------------------------------------------
@@ -210,17 +217,20 @@ def train(args, saved, stop):
     step, sums = 0, {}  # optimizer steps so far; what the running epoch has summed up
     output = Path(args.output)
     options = vars(args) | {"data": os.path.abspath(args.data), "unfreeze": [f"{e}:{n}" for e, n in thaws.items()]}
-    _lock = checkpoint.start_folder(output, options)  # until the end no other run may write there
-    board = report.tensorboard_writer(output, saved["epoch"] if saved else 0) if args.tensorboard else None
+    _lock = checkpoint.start_folder(output, options) if rank == 0 else None  # until the end no other run may write there
+    board = report.tensorboard_writer(output, saved["epoch"] if saved else 0) if args.tensorboard and not rank else None
     if saved:
-        checkpoint.restore(saved, optimizer, scaler)  # and the random numbers
-        notes = [*checkpoint.machine_changes(saved), *checkpoint.go_on_in(output, saved, args.resume)]
-        best, best_epoch, epochs_without_gain = (saved[k] for k in ("best", "best_epoch", "epochs_without_gain"))
-        history, plateau_scale, step, sums = (saved[k] for k in ("history", "plateau_scale", "step", "sums"))
+        rng, sums = checkpoint.own_state(saved, rank, processes)
+        checkpoint.restore(saved, optimizer, scaler, rng)
+        notes, best, best_epoch, epochs_without_gain = distributed.from_main(lambda: (
+            [*checkpoint.machine_changes(saved), *checkpoint.go_on_in(output, saved, args.resume)],
+            *(saved[k] for k in ("best", "best_epoch", "epochs_without_gain"))))
+        history, plateau_scale, step = (saved[k] for k in ("history", "plateau_scale", "step"))
         print("\n".join([f"resumed from {args.resume} at epoch {start_epoch}, step {step}", *notes]))
 
-    def save(next_epoch, sums=None, **how):
+    def save(next_epoch, totals=None, **how):
         """Save all that resuming and predict.py need, in tensors and plain values: read with weights_only=True."""
+        own = checkpoint.rng_state(), {k: float(v) for k, v in sums.items()} if totals else {}
         state = {
             "script": "train_regressor", "options": options, "machine": checkpoint.machine(),
             "model": model.state_dict(), "build": {"name": args.model, "options": options_to_build},
@@ -228,17 +238,18 @@ def train(args, saved, stop):
             "preprocessing": preprocessing, "outputs": outputs, "targets": targets, "quantiles": args.quantiles,
             "scale": scale, "baseline": baseline, "data": fingerprint,
             "optimizer": optimizer.state_dict(), "plateau_scale": plateau_scale, "scaler": scaler.state_dict(),
-            "precision": precision, "device": device.type, "rng": checkpoint.rng_state(), "epoch": next_epoch,
-            "step": step, "sums": sums or {}, "best": best, "best_epoch": best_epoch,
-            "epochs_without_gain": epochs_without_gain, "history": history,
+            "precision": precision, "device": device.type, "rng": own[0], "epoch": next_epoch,
+            "step": step, "sums": totals or {}, "processes": distributed.of_all(own), "best": best,
+            "best_epoch": best_epoch, "epochs_without_gain": epochs_without_gain, "history": history,
         }
-        checkpoint.save(state, output, way_out=way_out, **how)
+        distributed.from_main(checkpoint.save, state, output, way_out=way_out, **how)
 
     def way_out():
-        return checkpoint.slower_command("train_regressor", output, args.lr, thaws, step)
+        return checkpoint.slower_command("train_regressor", output, args.lr, thaws, step, distributed.launcher())
 
     # ---- 9 several GPUs ----------------------------------------------------------------------------------------------
     # `network` runs; `model` is frozen, thawed and saved: the same parameters under their plain names.
+    # torchrun: section 10 puts it into a DistributedDataParallel, anew in each epoch, when it is known what trains.
     whole = network = nn.DataParallel(model) if gpus > 1 else torch.compile(model) if args.compile else model
 
     # ---- 10 the loop -------------------------------------------------------------------------------------------------
@@ -251,9 +262,10 @@ def train(args, saved, stop):
     def loader_of(split):
         plain = data.eval_transform(size, interpolation, resize_size)
         pictures = data.ImageList(table.splits[split], plain, size=2 * size)
-        return data.make_loader(pictures, data.SeededBatches(len(pictures), args.batch_size), args.workers)
+        own = data.SeededBatches(len(pictures), args.batch_size, rank=rank, processes=processes)
+        return data.make_loader(pictures, own, args.workers)
 
-    def outputs_of(x, dtype):
+    def outputs_of(network, x, dtype):
         """What the network makes of a batch, and what its auxiliary heads do: each (N, T) or (N, T, Q), in float32."""
         with torch.amp.autocast(device.type, dtype, enabled=dtype is not None):
             found = network(data.to_input(x, mean, std))
@@ -265,49 +277,54 @@ def train(args, saved, stop):
     def evaluate(batches, dtype):
         """The outputs of a split, standardized, in evaluation mode, and the numbers of their rows in the table."""
         network.eval()
-        outputs, rows = zip(*((outputs_of(x, dtype)[0], rows) for x, rows in batches), strict=True)
-        return torch.cat(outputs), torch.cat(rows)
+        found = [(outputs_of(network, x, dtype)[0], rows) for x, rows in batches]
+        outputs, rows = distributed.gather(found)  # each process has read a share
+        return outputs.to(device), rows
 
     val_loader = loader_of("val")
     skipped = {} if args.on_bad_image == "skip" else None  # {file: what is wrong with it}
 
     def save_here():
         """Between two steps of the running epoch: a resumed run goes on with its next batch, or with its validation."""
-        if sums["images"]:
-            losses.check_finite(float(sums["loss"]) / sums["images"], f"training loss of epoch {epoch}", way_out)
         sums["seconds"] = time.perf_counter() - started
-        save(epoch, {k: float(v) for k, v in sums.items()} if sums["images"] else None)
+        totals = distributed.add_up(sums, checkpoint.SUMMED)
+        if totals["images"]:
+            losses.check_finite(totals["loss"] / totals["images"], f"training loss of epoch {epoch}", way_out)
+        save(epoch, totals if totals["images"] else None)
 
-    def batches_of(loader, per_step=1, at_least=0, saving=True):
+    def batches_of(loader, per_step=1, at_least=0, saving=True, in_step=False):
         """Batches of the running epoch; a stop signal or an unreadable picture ends the run here, with its state saved
-        if that is between two optimizer steps.
+        if that is between two optimizer steps. in_step: the processes read one batch at a time, all at the same time.
         """
-        count = 0
+        count, found = 0, data.batches(loader, skipped, at_least, distributed.say if rank else tqdm.write)
         try:
-            for count, batch in enumerate(data.batches(loader, skipped, at_least, tqdm.write), start=1):
+            for count, batch in enumerate(distributed.together(found, stop, in_step), start=1):
                 yield batch
-                if count % per_step == 0:
+                if count % per_step == 0 and (in_step or processes == 1):
                     ending.leave_if_asked(stop)
-        except (data.DataError, ending.Stopped):
+            if processes > 1 and not in_step:
+                ending.leave_if_asked(stop)
+        except (data.DataError, distributed.ProcessError, ending.Stopped):
             if saving and count % per_step == 0:
                 save_here()
             raise
 
     if head_side:  # what cached features depend on
-        depends_on = train_images, val_loader.dataset, checkpoint.machine(), precision, args.batch_size
+        depends_on = train_images, val_loader.dataset, checkpoint.machine(), precision, args.batch_size, processes
         key = data.features_key(model.state_dict(), head, *depends_on)
 
     def features_of(split, loader, view=0):
         """Batches of what the frozen backbone makes of a split: computed once for each view, as epoch `view` would."""
         file, pictures, order = output / f"features_{split}_{view}.bin", loader.dataset, loader.batch_sampler
-        if (cached := data.read_features(file, key)) is None:
-            views = data.SeededBatches(len(pictures), args.batch_size, args.seed, order.shuffle, epoch=view)
+        cached = data.read_features(file, key)
+        if any(distributed.of_all(cached is None)):
+            views = data.SeededBatches(len(pictures), args.batch_size, args.seed, order.shuffle, view, rank, processes)
             found = batches_of(data.make_loader(pictures.numbered(), views, args.workers), at_least=2 * order.shuffle)
-            bar = tqdm(found, f"features of {split}", len(views), leave=False, disable=None)
+            bar = tqdm(found, f"features of {split}", len(views), leave=False, disable=rank or None)
             model.eval()
             with torch.inference_mode(), torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                cached = data.write_features(file, key, (
-                    (freeze.head_input(model, head_side, data.to_input(x, mean, std)), numbers) for x, numbers in bar))
+                made = ((freeze.head_input(model, head_side, data.to_input(x, mean, std)), numbers) for x, numbers in bar)
+                cached = data.share_features(file, key, made, rank, distributed.of_all)
         return data.feature_batches(cached, pictures.labels(), order)
 
     def losses_without_end():  # for --find-lr: those of the loop below
@@ -315,9 +332,10 @@ def train(args, saved, stop):
         for order.epoch in itertools.count():
             for x, rows in batches_of(train_loader, at_least=2, saving=False):
                 y, weight = (of_split["train"][rows].to(device) for of_split in (wanted, weights))
-                yield criterion(outputs_of(x, amp_dtype)[0], y, weight)
+                yield criterion(outputs_of(network, x, amp_dtype)[0], y, weight)
 
     print(f"\n{args.model}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason})\n"
+          f"{args.batch_size * processes * args.accumulate} pictures per step: batch size x {processes} x --accumulate\n"
           f"{freeze.group_table(model, heads, optimizer.param_groups)}\n")
     if args.find_lr:
         rates, values = lr_finder.range_test(model, losses_without_end(), optimizer, scaler, args.lr)
@@ -327,14 +345,14 @@ def train(args, saved, stop):
         return
     if start_epoch >= args.epochs:
         print(f"all {start_epoch} epochs are done; to train longer, give more --epochs")
-    ending.wait_for_steps(stop, functools.partial(checkpoint.resume_command, "train_regressor", output))
+    ending.wait_for_steps(stop, lambda: checkpoint.resume_command("train_regressor", output, distributed.launcher()))
     for epoch in range(start_epoch, args.epochs):
         if args.patience and epochs_without_gain >= args.patience:
             print(f"stopped early: no better {args.monitor} for {epochs_without_gain} epochs")
             break
         if epoch in thaws and not sums:
             way_back = output / f"before_unfreeze_{epoch}.pt"
-            if not (saved and way_back.exists()):  # when a run has gone back to it, it stays as it is
+            if not (saved and distributed.from_main(way_back.exists)):  # it stays when a run has gone back to it
                 save(epoch, name=way_back.name)
             count = freeze.thaw(model, thaws[epoch], heads, optimizer.param_groups)
             print(f"thaw: {thaws[epoch]}, {count:,} parameters")
@@ -348,26 +366,29 @@ def train(args, saved, stop):
             network = head_side
             source = features_of("train", train_loader, epoch % args.cache_features)
             val_source = features_of("val", val_loader)
-        elif head_side and data.drop_features(output):
+        elif head_side and rank == 0 and data.drop_features(output):
             print("the backbone trains: the cached features are dropped")
         freeze.train_mode(model)  # model.train(), and eval() on every frozen part: no running statistics move there
-        bar = tqdm(batches_of(source, args.accumulate, at_least=2), f"epoch {epoch}", len(batch_sizes), leave=False,
-                   disable=None, initial=order.start)
+        replica = nn.parallel.DistributedDataParallel(network) if processes > 1 else network
+        bar = tqdm(batches_of(source, args.accumulate, at_least=2, in_step=True), f"epoch {epoch}", len(batch_sizes),
+                   leave=False, disable=rank or None, initial=order.start)  # None: a bar if stderr is a terminal
         for i, (x, rows) in enumerate(bar, order.start):
             y, weight = (of_split["train"][rows].to(device, non_blocking=True) for of_split in (wanted, weights))
-            main, *auxiliary = outputs_of(x, amp_dtype)
+            last = (i + 1) % args.accumulate == 0 or i + 1 == len(batch_sizes)  # batch of this optimizer step
+            replica.require_backward_grad_sync = last  # else no_sync(), for a DistributedDataParallel; others do not ask
+            main, *auxiliary = outputs_of(replica, x, amp_dtype)
             loss = criterion(main, y, weight)
-            sums["loss"] += loss.detach() * len(y)  # stays on the device: .item() would wait for it at every step
+            count = pictures = min(len(y), shares[i])  # 0 where this process only runs along with the others
+            sums["loss"] += loss.detach() * count  # stays on the device: .item() would wait for it at every step
             for more in auxiliary:  # not in train_loss, which is to be compared with val_loss
                 loss = loss + AUXILIARY_WEIGHT[args.model] * criterion(more, y, weight)
 
             # The batches of one optimizer step count by their share of its pictures; the last step may have fewer.
-            first = i - i % args.accumulate
-            share = len(y) / sum(batch_sizes[first : first + args.accumulate])
-            scaler.scale(loss * share).backward()
-            sums["images"] += len(y)
-            if (i + 1) % args.accumulate and i + 1 < len(batch_sizes):
-                continue  # not yet the last batch of this optimizer step
+            share = processes * count / sum(batch_sizes[i - i % args.accumulate :][: args.accumulate])
+            scaler.scale(loss * share).backward()  # several processes: the mean of their gradients
+            sums["images"] += pictures
+            if not last:
+                continue
 
             if args.l1:
                 scaler.scale(args.l1 * losses.l1_penalty(model)).backward()
@@ -385,27 +406,30 @@ def train(args, saved, stop):
             sums["skipped_steps"] += scaler.is_enabled() * ~norm.isfinite()
             step += 1
             if step % args.log_every == 0 or i + 1 == len(batch_sizes):
-                train_loss = sums["loss"].item() / sums["images"]
-                speed = sums["images"] / (time.perf_counter() - started)
+                totals = distributed.add_up(sums, checkpoint.SUMMED)
+                train_loss = totals["loss"] / totals["images"]
+                speed = totals["images"] / (time.perf_counter() - started)
                 bar.set_postfix_str(f"loss {train_loss:.4f}, {speed:.0f} images/s")
                 losses.check_finite(train_loss, f"training loss of epoch {epoch}", way_out)
             if args.save_every and step % args.save_every == 0:
                 save_here()
-        train_loss = float(sums["loss"]) / sums["images"]
         train_seconds = sums.setdefault("train_seconds", time.perf_counter() - started)
+        totals = distributed.add_up(sums, checkpoint.SUMMED)
+        distributed.same_buffers(model)
 
         found, rows = evaluate(batches_of(val_source), amp_dtype)
         scores = {"val_loss": criterion(found, *(of["val"][rows].to(device) for of in (wanted, weights))).item()}
         losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", way_out)
         predictions, quantiles = tables.to_own_units(found, scale, args.quantiles)
         columns = metrics.score_columns(targets, predictions, table.values["val"][rows], quantiles)
-        scores |= {f"val_{name}": value for name, value in columns.items()}
-        seconds, skipped_steps = time.perf_counter() - started, int(sums["skipped_steps"])
-        unreadable = sum(len(table.splits[split]) for split in ("train", "val")) - len(rows) - int(sums["images"])
-        history.append({"epoch": epoch, "train_loss": train_loss, **scores, "lr": args.lr * factor_at(step - 1),
-                        "grad_norm": float(sums["norm"]) / max(1, steps_per_epoch - skipped_steps),
+        scores = distributed.from_main(dict, scores | {f"val_{name}": value for name, value in columns.items()})
+        seconds, skipped_steps = time.perf_counter() - started, int(totals["skipped_steps"])
+        unreadable = sum(len(table.splits[split]) for split in ("train", "val")) - len(rows) - int(totals["images"])
+        history.append({"epoch": epoch, "train_loss": totals["loss"] / totals["images"], **scores,
+                        "lr": args.lr * factor_at(step - 1),
+                        "grad_norm": totals["norm"] / max(1, steps_per_epoch - skipped_steps),
                         "loss_scale": scaler.get_scale(), "skipped_steps": skipped_steps, "unreadable": unreadable,
-                        "seconds": seconds, "images_per_second": sums["images"] / train_seconds})
+                        "seconds": seconds, "images_per_second": totals["images"] / train_seconds})
 
         now = scores[args.monitor]
         is_best = best is None or (now < best if args.monitor == "val_loss" else now > best)
@@ -418,7 +442,7 @@ def train(args, saved, stop):
         kept = f"epoch_{epoch}.pt" if args.keep_every and (epoch + 1) % args.keep_every == 0 else None
         sums = {}
         save(epoch + 1, best=is_best, keep=kept)
-        checkpoint.write_csv(history, output / "history.csv")
+        distributed.from_main(checkpoint.write_csv, history, output / "history.csv")
         report.add_to_tensorboard(board, history[-1])
         shown = dict.fromkeys(["train_loss", "val_loss", *(k for k in scores if k.startswith(("val_mae", "val_r2")))])
         print(f"epoch {epoch:3d}  " + "  ".join(f"{k} {history[-1][k]:.5g}" for k in shown)
@@ -428,7 +452,7 @@ def train(args, saved, stop):
         ending.leave_if_asked(stop)
 
     # ---- the end: best.pt, once, on the test split, which has chosen nothing -----------------------------------------
-    best_state = checkpoint.load(output / "best.pt", script="train_regressor")
+    best_state = distributed.from_main(checkpoint.load, output / "best.pt", "train_regressor")
     print(f"\nbest.pt: epoch {best_state['epoch'] - 1}, {args.monitor} {best_state['history'][-1][args.monitor]:.4f}")
     if not args.no_test:
         model.load_state_dict(best_state["model"])
@@ -438,12 +462,12 @@ def train(args, saved, stop):
         predictions, quantiles = tables.to_own_units(found, scale, args.quantiles)
         truth, paths = table.values[split][rows], [table.splits[split][row][0] for row in rows.tolist()]
         listed = tables.prediction_rows(paths, targets, predictions, quantiles, args.quantiles, truth)
-        checkpoint.write_csv(listed, output / f"{split}_predictions.csv")
+        distributed.from_main(checkpoint.write_csv, listed, output / f"{split}_predictions.csv")
         ways = {"this model": predictions} | {k: torch.tensor(v, dtype=torch.float64) for k, v in baseline.items()}
         print(f"on the {len(truth)} pictures of {split}"
               f"{'' if split == 'test' else ', which chose best.pt: expect a little less on others'}:\n\n"
               f"{metrics.regression_report(targets, truth, ways, quantiles)}")
-    print(f"\n{report.sum_up(output, history, args.monitor, pictures=not args.no_report)}\n"
+    print(f"\n{distributed.from_main(report.sum_up, output, history, args.monitor, pictures=not args.no_report)}\n"
           f"next: python predict.py --checkpoint {shlex.quote(str(output / 'best.pt'))} PICTURES")
 
 
@@ -459,9 +483,10 @@ def list_layers(args):
 
 
 def main(argv=None):
-    with ending.tidy(checkpoint.CheckpointError, data.DataError, freeze.FreezeError, losses.LossError,
-                     lr_finder.RangeTestError, ModelError, report.ReportError, tables.TableError) as stop:
-        args, saved = read_arguments(argv)
+    with ending.tidy(checkpoint.CheckpointError, data.DataError, distributed.ProcessError, freeze.FreezeError,
+                     losses.LossError, lr_finder.RangeTestError, ModelError, report.ReportError,
+                     tables.TableError) as stop, distributed.joined(stop):
+        args, saved = distributed.from_main(read_arguments, argv)
         if args.list_layers:
             list_layers(args)
         else:

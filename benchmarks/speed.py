@@ -4,7 +4,8 @@
     python benchmarks/speed.py ... --job head --rounds 1 --python other/bin/python     # one that has timm, fastai, lightning
 
 --job everything: one epoch with everything trained. --job head: ten epochs of the new head alone. Ours without its final
-evaluation on test/ and its report, which the others do not make; also with both. The sides (others.py) run in turn, --rounds times; the ratios are taken within each round, since the seconds of a machine drift. Also without the
+evaluation on test/ and its report, which the others do not make; also with both. The sides (others.py) run in turn,
+--rounds times; the ratios are taken within each round, since the seconds of a machine drift. Also without the
 seconds that importing torch and torchvision takes, which all sides pay. Nothing else should run meanwhile.
 """
 

@@ -179,6 +179,8 @@ def test_the_page_of_a_classification(folder, blank, capsys):
                     ["dog", f"{4 / 9:.4f}", f"{4 / 5:.4f}", f"{8 / 14:.4f}", "5"],
                     ["cat", f"{7 / 8:.4f}", f"{7 / 10:.4f}", f"{14 / 18:.4f}", "10"],
                     ["macro mean", f"{(4 / 9 + 7 / 8) / 3:.4f}", "0.5000", f"{(8 / 14 + 14 / 18) / 3:.4f}", "17"]]
+    swaps = page.table("", "images", "share of the class")
+    assert swaps == [["cat as dog", "3", "30%"], ["emu as dog", "2", "100%"], ["dog as cat", "1", "20%"]]
     history = page.table("epoch", "train_loss", "val_loss", "val_accuracy", "lr")
     assert [row[3] for row in history] == ["0.5", "0.9", "0.7"]
     assert re.findall(r'<tr class="best"><td>(\w+)', page.source)[1:] == ["1"]
