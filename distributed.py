@@ -97,7 +97,9 @@ def started():
 
 def launcher():
     """What stands before the name of the script in a command that goes on with this run."""
-    return "python" if ranks()[2] == 1 else f"torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"
+    processes, here = ranks()[2], int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    machines = f"--nnodes={processes // here} ... " if processes > here else ""
+    return "python" if processes == 1 else f"torchrun {machines}--nproc_per_node={here}"
 
 
 def own_device(name="auto", sync_bn=False):
