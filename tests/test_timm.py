@@ -86,12 +86,12 @@ def stand_in(monkeypatch):
     return timm
 
 
-def test_without_timm_one_line_says_what_to_install(train, error_of, monkeypatch, tmp_path, stand_in):
+def test_without_timm_one_line_says_what_to_install(train, pictures, error_of, monkeypatch, tmp_path, stand_in):
     run = train(model="timm:tiny")
     monkeypatch.setitem(sys.modules, "timm", None)  # importing it raises ImportError
     for function, argv in ((train, {"model": "timm:tiny", "output": tmp_path / "x"}),
                            (train_classifier.main, {"argv": ["--model", "timm:tiny", "--list-layers"]}),
-                           (predict.main, {"argv": ["--checkpoint", str(run / "best.pt"), str(run)]})):
+                           (predict.main, {"argv": ["--checkpoint", str(run / "best.pt"), str(pictures)]})):
         assert "pip install timm" in error_of(function, **argv)
     assert not (tmp_path / "x").exists()
 
