@@ -44,16 +44,15 @@ def check_name(name):
     """Raise ModelError, naming close matches, unless `name` is a classification model of torchvision or, with `timm:`
     before it, of timm. `timm:NAME.TAG` also says which of timm's weights.
     """
+    prefix, known, there_are = "", model_names(), f"there are: {', '.join(model_names())}, and timm:NAME"
     if name.startswith("timm:"):
-        timm = _timm()
-        known = [f"timm:{n}" for pretrained in (False, True) for n in timm.list_models(pretrained=pretrained)]
-        there_are = "timm.list_models() lists them"
-    else:
-        known = model_names()
-        there_are = f"there are: {', '.join(known)}, and timm:NAME"
-    if name not in known:
-        close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=4, cutoff=0.5)
-        raise ModelError(f"unknown model '{name}': " + (f"did you mean {', '.join(close)}?" if close else there_are))
+        prefix, timm, there_are = "timm:", _timm(), "timm.list_models() lists them"
+        known = [*timm.list_models(), *timm.list_models(pretrained=True)]
+    own = name.removeprefix(prefix)
+    if own not in known:
+        close = difflib.get_close_matches(own.lower().replace("-", "_"), known, n=4, cutoff=0.5)
+        hint = f"did you mean {', '.join(prefix + n for n in close)}?" if close else there_are
+        raise ModelError(f"unknown model '{name}': {hint}")
 
 
 # ---- pretrained weights
