@@ -90,8 +90,8 @@ def load_pretrained(weights, name):
         try:
             state_dict = entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
         except (URLError, OSError, RuntimeError) as error:
-            raise ModelError(f"could not download {entry} ({_first_line(error)}): fetch {entry.url} elsewhere and give the "
-                             "file as --weights FILE, or train from random weights with --weights none") from error
+            raise ModelError(f"could not download {entry} ({_first_line(error)}): fetch {entry.url} elsewhere and give "
+                             "the file as --weights FILE, or train from random weights with --weights none") from error
         return pretrained | _preset(entry) | {"state_dict": state_dict, "source": str(entry), "imagenet_input": True}
 
     holder = read_file(weights)
@@ -413,7 +413,7 @@ def _fit_to_timm(model, state_dict, head):
     Nothing happens where all fits, nor for a network that is not of timm.
     """
     own = {k: v.shape for k, v in model.state_dict().items() if not k.startswith(f"{head}.")}
-    fit = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)  # as timm's modules call it
+    fit = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)  # as timm's modules call it
     if fit and own != {k: v.shape for k, v in state_dict.items() if not k.startswith(f"{head}.")}:
         with contextlib.suppress(Exception):  # weights of another network, of which load_weights tells more
             return OrderedDict(fit({k: v.float() if v.is_floating_point() else v for k, v in state_dict.items()}, model))
