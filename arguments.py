@@ -116,9 +116,10 @@ def add_picture_options(add, without=()):
 def add_network_options(parser):
     """The network, its weights and its head: model.py knows the words."""
     add = parser.add_argument_group("network").add_argument
-    add("--model", default="resnet18", metavar="NAME", help="torchvision's name for the network (default %(default)s)")
+    add("--model", default="resnet18", metavar="NAME",
+        help="torchvision's name for the network, or timm:NAME for one of the package timm (default %(default)s)")
     add("--weights", default="DEFAULT", metavar="W",
-        help="DEFAULT | a torchvision weights name | none | a local .pt or .pth file (default %(default)s)")
+        help="DEFAULT | a torchvision weights name | none | a local .pt, .pth or .safetensors file (default %(default)s)")
     add("--head", choices=["linear", "mlp"], default="linear", help="mlp: one hidden layer (default %(default)s)")
     add("--hidden", type=number(int, 1, 65536), default=256, metavar="N", help="of the mlp (default %(default)s)")
     add("--dropout", type=number(float, 0, 0.99), metavar="P",
@@ -162,12 +163,12 @@ def add_optimizer_options(parser, without=()):
     add("--clip-grad", type=above, default=0.0, metavar="NORM", help="longest gradient (default: any)")
 
 
-def add_training_options(parser, metrics, without=()):
-    """Epochs, precision, device, seed. metrics: what --monitor may be, the default first."""
+def add_training_options(parser, metrics, about="", without=()):
+    """Epochs, precision, device, seed. metrics: what --monitor may be, the default first; about: words about them."""
     add = _but_for(without, parser.add_argument_group("training").add_argument)
     add("--epochs", type=positive, default=15, metavar="N", help="(default %(default)s)")
     add("--monitor", choices=metrics, default=metrics[0],
-        help="what chooses best.pt and stops early (default %(default)s)")
+        help=f"what chooses best.pt and stops early{about} (default %(default)s)")
     add("--patience", type=count, default=0, metavar="N",
         help="stop after N epochs without a better --monitor (default %(default)s: never)")
     add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision (default %(default)s)")

@@ -283,12 +283,14 @@ def _eval_frozen_parts(module):
 
 def head_side(model, head):
     """What follows the backbone, as one module that shares the model's layers: the top-level block that holds the head,
-    with the dropout that GoogLeNet and Inception have before it. For a frozen backbone, `side(head_input(model, side,
-    x))` is `model(x)`, bit for bit, for all of torchvision's classification networks.
+    with the dropout that GoogLeNet, Inception and ViTs of timm have right before it. For a frozen backbone, `side(
+    head_input(model, side, x))` is `model(x)`, bit for bit, for all of torchvision's classification networks.
     """
-    block = model.get_submodule(_as_tuple(head)[0].partition(".")[0])
-    before = [child for child in model.children() if isinstance(child, nn.Dropout)]
-    return nn.Sequential(*before, *(nn.Flatten(1) for _ in before), block, nn.Flatten(1))
+    children = dict(model.named_children())
+    names, block = list(children), _as_tuple(head)[0].partition(".")[0]
+    before = names[max(0, names.index(block) - 1) : names.index(block)]
+    drop = [children[name] for name in before if isinstance(children[name], nn.Dropout)]
+    return nn.Sequential(*drop, *(nn.Flatten(1) for _ in drop), children[block], nn.Flatten(1))
 
 
 def head_input(model, side, x):

@@ -37,7 +37,8 @@ def range_test(model, losses, optimizer, scaler=None, lr=1.0, low=1e-7, high=10.
             rate = low * (high / low) ** (i / (steps - 1))
             rates.append(rate)
             values.append(loss.item())
-            if not math.isfinite(values[-1]) or smooth(values)[-1] > 4 * min(smooth(values)):
+            smoothed = smooth(values)
+            if not math.isfinite(values[-1]) or smoothed[-1] > 4 * min(smoothed):
                 break
             for group, share in zip(optimizer.param_groups, shares, strict=True):
                 group["lr"] = rate * share

@@ -1,11 +1,12 @@
 """Networks by name: build one, load its weights, replace its head, know its preprocessing and its best precision.
 
-    pretrained = load_pretrained("DEFAULT", "resnet18")              # or a torchvision weights name, none, a file
+    pretrained = load_pretrained("DEFAULT", "resnet18")              # or the name of weights, none, a file
     model = build("resnet18", **build_options("resnet18", 224, pretrained))
     model.fc = nn.Linear(512, 2)                                     # or mlp_head(model.fc, outputs=2)
     print(load_weights(model, pretrained["state_dict"], head="fc"))
 
-This file needs torch and torchvision alone and can be copied into any project.
+Networks of timm have names that begin with `timm:`. This file needs torch and torchvision, and for those timm, and can be
+copied into any project.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import ctypes
 import difflib
 import os
 import re
+import sys
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -39,10 +41,17 @@ def model_names():
 
 
 def check_name(name):
-    """Raise ModelError, naming close matches, unless `name` is a torchvision classification model."""
-    if name not in model_names():
-        close = difflib.get_close_matches(name.lower().replace("-", "_"), model_names(), n=4, cutoff=0.5)
-        hint = f"did you mean {', '.join(close)}?" if close else f"there are: {', '.join(model_names())}"
+    """Raise ModelError, naming close matches, unless `name` is a classification model of torchvision or, with `timm:`
+    before it, of timm. `timm:NAME.TAG` also says which of timm's weights.
+    """
+    prefix, known, there_are = "", model_names(), f"there are: {', '.join(model_names())}, and timm:NAME"
+    if name.startswith("timm:"):
+        prefix, timm, there_are = "timm:", _timm(), "timm.list_models() lists them"
+        known = [*timm.list_models(), *timm.list_models(pretrained=True)]
+    own = name.removeprefix(prefix)
+    if own not in known:
+        close = difflib.get_close_matches(own.lower().replace("-", "_"), known, n=4, cutoff=0.5)
+        hint = f"did you mean {', '.join(prefix + n for n in close)}?" if close else there_are
         raise ModelError(f"unknown model '{name}': {hint}")
 
 
@@ -53,7 +62,8 @@ def load_pretrained(weights, name):
     """Find pretrained weights for the network `name` and the preprocessing they were trained with.
 
     weights: `none`; DEFAULT or another torchvision weights name (downloaded once by torch.hub into its cache); or a
-    local .pt/.pth file: a bare `state_dict`, or a checkpoint that holds one under `model` or `state_dict`.
+    local .pt/.pth file: a bare `state_dict`, or a checkpoint that holds one under `model` or `state_dict`; or a
+    .safetensors file. For `timm:NAME.TAG`, DEFAULT stands for the weights TAG, without it for timm's choice.
     Returns a dict: state_dict (None for `none`), outputs (list of names, None if unknown), source (words), image_size
     and resize_size (pixels, for evaluation), mean, std, interpolation, imagenet_input (see `build_options`).
     Raises ModelError; a network is never left at random weights because a download failed.
@@ -62,10 +72,15 @@ def load_pretrained(weights, name):
     pretrained = {"state_dict": None, "outputs": None, "source": "none: random weights", "image_size": 224,
                   "resize_size": 256, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bilinear",
                   "imagenet_input": False}
-    enum = torchvision.models.get_model_weights(name)
+    if is_timm := name.startswith("timm:"):
+        enum, pretrained = [], pretrained | _timm_preset(name)
+    else:
+        enum = torchvision.models.get_model_weights(name)
     if weights.lower() == "none":
-        return pretrained | _preset(enum.DEFAULT)
-    is_file = os.path.exists(weights) or weights.endswith((".pt", ".pth")) or os.sep in weights
+        return pretrained if is_timm else pretrained | _preset(enum.DEFAULT)
+    is_file = os.path.exists(weights) or weights.endswith((".pt", ".pth", ".safetensors")) or os.sep in weights
+    if is_timm and not is_file:
+        return pretrained | {"state_dict": _timm_weights(name, weights), "source": f"{name}, pretrained"}
     if not is_file:
         owner, _, chosen = weights.rpartition(".")
         if chosen not in enum.__members__ or owner not in ("", enum.__name__):
@@ -75,9 +90,8 @@ def load_pretrained(weights, name):
         try:
             state_dict = entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
         except (URLError, OSError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ModelError(f"could not download {entry} ({reason}): fetch {entry.url} elsewhere and give the file "
-                             "as --weights FILE, or train from random weights with --weights none") from error
+            raise ModelError(f"could not download {entry} ({_first_line(error)}): fetch {entry.url} elsewhere and give "
+                             "the file as --weights FILE, or train from random weights with --weights none") from error
         return pretrained | _preset(entry) | {"state_dict": state_dict, "source": str(entry), "imagenet_input": True}
 
     holder = read_file(weights)
@@ -92,14 +106,25 @@ def load_pretrained(weights, name):
     if holder.get("script") in ("train_classifier", "train_continual", "train_regressor"):  # one of our checkpoints
         pretrained |= holder["preprocessing"] | {"outputs": output_names(holder)}
         pretrained["imagenet_input"] = holder["build"]["options"].get("transform_input", False)
-        if holder["build"]["name"] != name:
+        if holder["build"]["name"].partition(".")[0] != name.partition(".")[0]:  # timm: the same one with other weights
             raise ModelError(f"{weights} holds a {holder['build']['name']}, not a {name}: "
                              f"give --model {holder['build']['name']}")
     return pretrained | {"state_dict": state_dict, "source": str(weights)}
 
 
 def read_file(path):
-    """Read a dict from a .pt/.pth file with `weights_only=True`: tensors and plain values, never code."""
+    """Read a dict from a .pt/.pth file with `weights_only=True`, or from a .safetensors file: tensors and plain values,
+    never code.
+    """
+    if str(path).endswith(".safetensors"):
+        try:
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        except ImportError as error:
+            raise ModelError(f"reading {path} needs the package safetensors: pip install safetensors") from error
+        except Exception as error:  # the package has an exception of its own
+            raise ModelError(f"{path} cannot be read: {_first_line(error)}") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the errors below say what is wrong
@@ -139,6 +164,61 @@ def preprocessing_for(pretrained, image_size=None):
     return found
 
 
+# ---- timm
+
+
+def _timm():
+    """The package timm, which only networks named `timm:` need. Raises ModelError where it is not installed."""
+    try:
+        import timm
+        import timm.data
+    except ImportError as error:
+        raise ModelError(f"networks named timm:NAME need the package timm ({error}): pip install timm") from error
+    return timm
+
+
+def _timm_preset(name):
+    """The preprocessing of the weights of `timm:NAME`, as timm itself evaluates them."""
+    timm = _timm()
+    config = timm.get_pretrained_cfg(name.removeprefix("timm:")).to_dict()
+    found = timm.data.resolve_model_data_config(None, pretrained_cfg=config)
+    channels, height, width = found["input_size"]
+    if channels != 3 or height != width:
+        raise ModelError(f"{name} takes {width} x {height} pixels in {channels} channels, not RGB squares: choose "
+                         "another")
+    interpolation = found["interpolation"] if found["interpolation"] in ("bilinear", "nearest") else "bicubic"
+    return {"image_size": height, "resize_size": int(height / found["crop_pct"]), "mean": list(found["mean"]),
+            "std": list(found["std"]), "interpolation": interpolation}
+
+
+def _timm_weights(name, weights):
+    """The state_dict of timm's weights for `timm:NAME.TAG`, downloaded once into the cache of huggingface_hub."""
+    timm, name = _timm(), name.removeprefix("timm:")
+    config = timm.get_pretrained_cfg(name)
+    there_are = [f"--model timm:{n}" for n in timm.list_models(name.partition(".")[0] + ".*", pretrained=True)]
+    if weights != "DEFAULT" or not there_are:
+        raise ModelError(f"timm:{name} has no weights '{weights}': there are DEFAULT, none, or the path of a local file; "
+                         f"timm's own are chosen by name: {_some(there_are) or 'it has none'}")
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # the network raises many kinds; a random network must not take the place of this one
+        hub = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/{config.hf_hub_filename or 'model.safetensors'}"
+        url = hub if config.hf_hub_id else config.url
+        raise ModelError(f"could not load timm's weights of {name} ({_first_line(error)}): fetch {url} elsewhere and "
+                         "give the file as --weights FILE, or train from random weights with --weights none") from error
+
+
+def _build_timm(name, **options):
+    model = _timm().create_model(name.removeprefix("timm:"), pretrained=False, **({"num_classes": 1000} | options))
+    found = model.get_classifier() if hasattr(model, "get_classifier") else None
+    layers = nn.ModuleList(found if isinstance(found, (tuple, list)) else [found]).modules()
+    outputs = [m.out_features if isinstance(m, nn.Linear) else getattr(m, "out_channels", 0) for m in layers]
+    ends = outputs.count(options.get("num_classes", 1000))  # two and more in networks made for distillation
+    if ends != 1 or getattr(model, "aux_head", None) is not None:
+        raise ModelError(f"{name} has {'several heads' if ends else 'no head'}: choose a network with a single one")
+    return model
+
+
 # ---- building and loading
 
 
@@ -149,6 +229,9 @@ def build_options(name, image_size, pretrained=None, auxiliary=False):
 
     auxiliary: build those heads, which help the layers before them to train; no other network has any.
     """
+    if name.startswith("timm:"):
+        fixed = _timm().get_pretrained_cfg(name.removeprefix("timm:")).fixed_input_size
+        return {"img_size": image_size} if fixed else {}
     if name.startswith("vit_"):
         return {"image_size": image_size}
     if name == "maxvit_t":
@@ -160,9 +243,9 @@ def build_options(name, image_size, pretrained=None, auxiliary=False):
 
 
 def build(name, **options):
-    """Build a torchvision classification network with random weights.
+    """Build a classification network of torchvision (or `timm:NAME`, of timm) with random weights.
 
-    options: `num_classes` (default: torchvision's 1000) and what `build_options` returns. Raises ModelError.
+    options: `num_classes` (default: ImageNet's 1000) and what `build_options` returns. Raises ModelError.
     """
     check_name(name)
     if name in ("googlenet", "inception_v3"):
@@ -170,8 +253,10 @@ def build(name, **options):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # Inception announces another initialization
+            if name.startswith("timm:"):
+                return _build_timm(name, **options)
             model = torchvision.models.get_model(name, weights=None, **options)
-    except (AssertionError, RuntimeError, ValueError) as error:
+    except (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = (str(error) or "the size does not fit").partition("\n")[0]
         raise ModelError(f"{name} cannot be built with {options}: {reason}; is it the --image-size? try 224") from error
     if name.startswith("squeezenet"):
@@ -214,11 +299,13 @@ def grow_outputs(model, layer, count):
 
 def set_dropout(model, head, p):
     """Set the dropout on the head's side to `p`: that in the top-level block that holds the head, and the network's own
-    before it (GoogLeNet, Inception). Raises ModelError where there is none.
+    right before it (GoogLeNet, Inception, ViTs of timm). Raises ModelError where there is none.
     """
     block = head.partition(".")[0]
+    children = [name for name, _ in model.named_children()]
+    side = children[max(0, children.index(block) - 1) : children.index(block) + 1]
     found = [module for name, module in model.named_modules()
-             if isinstance(module, nn.Dropout) and (name.partition(".")[0] == block or "." not in name)]
+             if isinstance(module, nn.Dropout) and (name.partition(".")[0] == block or name in side)]
     if not found:
         raise ModelError(f"{type(model).__name__} has no dropout before its head: --dropout needs --head mlp here")
     for module in found:
@@ -261,6 +348,7 @@ def load_weights(model, state_dict, head, same_outputs=True):
         state_dict = OrderedDict((old.sub(r"\1\2", key), value) for key, value in state_dict.items())
     if isinstance(model, torchvision.models.VisionTransformer):
         state_dict = _fit_position_embedding(model, state_dict)
+    state_dict = _fit_to_timm(model, state_dict, head)
 
     own = model.state_dict()
     keys = [k for k in own if k.startswith(f"{head}.")]
@@ -318,6 +406,22 @@ def _fit_position_embedding(model, state_dict):
         except ValueError as error:
             raise ModelError(f"the position embedding of the weights does not fit: {error}") from error
     return state_dict
+
+
+def _fit_to_timm(model, state_dict, head):
+    """Have timm rename what older files call otherwise, and interpolate position embeddings to the size of `model`.
+    Nothing happens where all fits, nor for a network that is not of timm.
+    """
+    own = {k: v.shape for k, v in model.state_dict().items() if not k.startswith(f"{head}.")}
+    fit = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)  # as timm's modules call it
+    if fit and own != {k: v.shape for k, v in state_dict.items() if not k.startswith(f"{head}.")}:
+        with contextlib.suppress(Exception):  # weights of another network, of which load_weights tells more
+            return OrderedDict(fit({k: v.float() if v.is_floating_point() else v for k, v in state_dict.items()}, model))
+    return state_dict
+
+
+def _first_line(error):
+    return (str(error) or type(error).__name__).partition("\n")[0]
 
 
 def _some(names):

@@ -6,6 +6,7 @@
     python predict.py --checkpoint runs/.../best.pt --labels houses/labels.csv --split test   # numbers: scores too
     python predict.py --checkpoint runs/a/best.pt --checkpoint runs/b/best.pt --tta a_folder/   # the mean of four
     python predict.py --checkpoint runs/.../best.pt --weights-only weights.pth  # the bare state_dict, to use elsewhere
+    python predict.py --checkpoint runs/.../best.pt --export model.pt2          # a program, or model.onnx
 
 A picture that cannot be read is named and passed over; the exit status is then 1. Any other mistake is one line on
 stderr and exit status 2.
@@ -22,6 +23,7 @@ from tqdm import tqdm
 import checkpoint
 import data
 import ending
+import export
 import metrics
 import tables
 from arguments import make_parser, number
@@ -40,6 +42,9 @@ def build_parser():
     add("--top-k", type=number(int, 1), default=1, metavar="K", help="show the K likeliest (default %(default)s)")
     add("--csv", metavar="FILE", help="write the predictions there")
     add("--weights-only", metavar="FILE", help="write the bare state_dict there; it loads into plain torchvision")
+    add("--export", metavar="FILE.pt2",
+        help="write a program there that PyTorch runs without any code of the network: RGB in 0..1 (N, 3, size, size) "
+             "in, probabilities or numbers out, normalization inside; FILE.onnx: ONNX, by the packages onnx, onnxscript")
     add("-b", "--batch-size", type=number(int, 1), default=32, metavar="N", help="(default %(default)s)")
     add("-j", "--workers", type=number(int, 0), default=min(4, os.cpu_count() or 1), metavar="N",
         help="processes that decode pictures (default here %(default)s)")
@@ -75,9 +80,12 @@ def list_pictures(arguments, classes):
 def write_weights(state, file):
     """Write the bare state_dict, and say what it takes to use it without this repository."""
     checkpoint.write_weights(state["model"], file)
-    names = output_names(state)
+    names, network = output_names(state), state["build"]["name"]
     arguments = ", ".join(f"{k}={v}" for k, v in ({"num_classes": len(names)} | state["build"]["options"]).items())
-    print(f"wrote {file}, a state_dict for torchvision.models.{state['build']['name']}({arguments})")
+    how = f"torchvision.models.{network}({arguments})"
+    if network.startswith("timm:"):
+        how = f'timm.create_model("{network.removeprefix("timm:")}", {arguments})'
+    print(f"wrote {file}, a state_dict for {how}")
     print("input: RGB in 0..1, shorter side resized to {resize_size} ({interpolation}), centre {image_size} x "
           "{image_size}, mean {mean}, std {std}".format(**state["preprocessing"]))
     print(f"outputs: {', '.join(names)}")
@@ -91,6 +99,21 @@ def write_weights(state, file):
         print(f'then model.set_submodule("{state["head"]}", nn.Sequential({layers})), before loading')
     if state["build"]["name"].startswith("squeezenet"):
         print("then set model.classifier[2] = torch.nn.Identity(): it was trained without the ReLU behind the head")
+
+
+def write_program(state, file):
+    """Write the network with normalization, and softmax or the targets' units, as a program; say how to use it."""
+    preprocessing, targets = state["preprocessing"], state.get("targets")
+    mean, std = preprocessing["mean"], preprocessing["std"]
+    program = export.Program(rebuild(state), mean, std, state.get("scale"), len(state.get("quantiles") or []))
+    outputs = {"targets": targets, "quantiles": state["quantiles"]} if targets else {"classes": state["classes"]}
+    said = export.write(program, preprocessing["image_size"], file, preprocessing | outputs)
+    print(f"wrote {file}; {said}")
+    print("input: RGB in 0..1, float32, (N, 3, {image_size}, {image_size}): shorter side resized to {resize_size} "
+          "({interpolation}), centre cut out; mean and std are inside".format(**preprocessing))
+    kind = "probabilities" if not targets else "numbers in their own units" if not state["quantiles"] else \
+        f"the quantiles {', '.join(map(str, state['quantiles']))} in their own units"
+    print(f"output: {kind}: {', '.join(targets or state['classes'])}")
 
 
 def load_checkpoints(files):
@@ -177,8 +200,10 @@ def predict(args):
     state = states[0]
     if args.weights_only:
         write_weights(state, args.weights_only)
-        if not (args.pictures or args.labels):
-            return 0
+    if args.export:
+        write_program(state, args.export)
+    if not (args.pictures or args.labels):
+        return 0
     device, truth, classes = pick_device(args.device), None, state.get("classes", [])
     if args.labels and classes:
         raise data.DataError("--labels is for regression: give a folder whose subfolders are named like the classes")
@@ -228,15 +253,17 @@ def _short(value, column):
 def main(argv=None):
     parser = build_parser()
     args = parser.parse_args(argv)
-    if not (args.pictures or args.labels or args.weights_only):
-        parser.error("name pictures, folders or globs to predict, or --labels CSV, or --weights-only FILE")
+    if not (args.pictures or args.labels or args.weights_only or args.export):
+        parser.error("name pictures, folders or globs to predict, or --labels CSV, or --weights-only or --export FILE")
     if args.weights_only and len(args.checkpoint) > 1:
         parser.error("--weights-only writes the weights of one --checkpoint")
+    if args.export and (len(args.checkpoint) > 1 or args.tta):
+        parser.error("--export writes one --checkpoint: average the outputs of several programs, or of mirror images")
     if args.pictures and args.labels:
         parser.error("give either pictures or --labels, not both")
     if args.split and not args.labels:
         parser.error("--split only has a meaning with --labels")
-    with ending.tidy(checkpoint.CheckpointError, data.DataError, ModelError, tables.TableError):
+    with ending.tidy(checkpoint.CheckpointError, data.DataError, export.ExportError, ModelError, tables.TableError):
         sys.exit(predict(args))
 
 

@@ -411,8 +411,13 @@ def draw_range_test(rates, losses, smoothed, suggestion, file):
     axes.set(xscale="log", ylim=(low - 0.2 * (smoothed[0] - low) - 1e-9, smoothed[0] + (smoothed[0] - low) + 1e-9))
     axes.legend(fontsize=8)
     figure.savefig(buffer := io.BytesIO(), format="png", metadata={"Software": MARK})
+    temporary = Path(f"{file}.{os.getpid()}.tmp")
     try:
-        Path(file).write_bytes(buffer.getvalue())
+        try:
+            temporary.write_bytes(buffer.getvalue())
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ReportError(f"could not write {file} ({error.strerror}): make room, or give another --output") from error
 
@@ -611,8 +616,7 @@ def sum_up(folder, history, monitor, pictures=True):
     """The last words after training: `advice`, and where the files are, with a report among them if `pictures`. What
     hinders the report is said and does not end the script.
     """
-    lines = [advice(history, monitor)] if advice(history, monitor) else []
-    written = []
+    lines, written = list(filter(None, [advice(history, monitor)])), []
     try:
         written = write_report(folder) if pictures else []
     except ReportError as error:

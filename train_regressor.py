@@ -72,7 +72,7 @@ def build_parser():
     add("--l1", type=above, default=0.0, metavar="L", help="L1 penalty on trainable weights; try 1e-6 (default: off)")
 
     add_optimizer_options(parser)
-    add_training_options(parser, ["val_loss", "val_r2"])
+    add_training_options(parser, ["val_loss", "val_r2"], "; val_r2: the mean over the targets")
     add_saving_options(parser, "train_regressor")
     return parser
 

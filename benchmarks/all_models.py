@@ -2,6 +2,7 @@
 
     python benchmarks/all_models.py                                 # the table, without training: half a minute
     python benchmarks/all_models.py --train --out all_models.md     # and train, save, rebuild and predict with each
+    python benchmarks/all_models.py --train --models timm:resnet10t,timm:vit_tiny_patch16_224      # networks of timm
 
 The numbers are parameters, with a new head for two classes and without auxiliary heads. With --train, each network goes
 through train_classifier.py as a user would run it, on a few drawn pictures and from a file of weights for 1000 classes:
@@ -31,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import export  # noqa: E402
 import freeze  # noqa: E402
 import model as models  # noqa: E402
 import predict  # noqa: E402
@@ -62,7 +64,7 @@ class QuickInit(TorchFunctionMode):
 
 def size_of(name):
     """The smallest image size, of those that a user might give, that the network can be trained with."""
-    return {"maxvit_t": 224, "inception_v3": 299, "vit_h_14": 70}.get(name, 64)
+    return {"maxvit_t": 224, "inception_v3": 299, "vit_h_14": 70}.get(name.removeprefix("timm:"), 64)
 
 
 def build(name, fill=False, real=models.build, **options):
@@ -160,10 +162,22 @@ def features_are_exact(name):
         return torch.equal(side(freeze.head_input(model, side, x)), model(x))
 
 
+def exported(name, file):
+    """'' if predict.py could write the network as a program that gives the same as it does, else what is wrong."""
+    model = build(name, fill=True, num_classes=3, **models.build_options(name, size_of(name), auxiliary=False)).eval()
+    try:
+        export.write(export.Program(model, models.IMAGENET_MEAN, models.IMAGENET_STD), size_of(name), file, {})
+    except export.ExportError as error:
+        return f"{name}: {error}"
+    file.unlink()
+    return ""
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", action="store_true", help="train, save, rebuild and predict with each: about an hour")
     parser.add_argument("--features", action="store_true", help="only: can features be cached exactly? some minutes")
+    parser.add_argument("--export", action="store_true", help="only: can each be exported? about half an hour")
     parser.add_argument("--models", metavar="A,B", help="these alone (default: all)")
     parser.add_argument("--out", metavar="FILE", help="write the table there too")
     args = parser.parse_args(argv)
@@ -171,6 +185,11 @@ def main(argv=None):
     if args.features:
         exact = [name for name in names if features_are_exact(name)]
         print(f"exact for {len(exact)} of {len(names)} networks; not for: {', '.join(set(names) - set(exact)) or 'none'}")
+        return
+    if args.export:
+        with tempfile.TemporaryDirectory() as folder:
+            wrong = list(filter(None, (exported(name, Path(folder, "model.pt2")) for name in names)))
+        print(f"{len(names) - len(wrong)} of {len(names)} networks can be exported; not:", *wrong or ["none"], sep="\n")
         return
 
     lines = []

@@ -3,8 +3,9 @@
     python benchmarks/forgetting.py --old ./cats_and_dogs --new ./thumbnails --weights resnet18-cifar8-64px.pth
     python benchmarks/forgetting.py ... --seeds 1 --rows "--method ewc --ewc 10" "--method ewc --ewc 1000"    # to choose from
 
-For each seed, train_classifier.py learns the old pictures (everything trained, its defaults), then every method goes on from
-there on the new ones, with the same settings but for the options of its row. Both folders hold train/ and test/ (and val/).
+For each seed, train_classifier.py learns the old pictures (everything trained, its defaults but for --first), then every
+method goes on from there on the new ones, with the same settings but for the options of its row; options that are not listed
+below, such as --epochs 5, are for all of them. Both folders hold train/ and test/ (and val/).
 best.pt is chosen by `mean_accuracy` on the two validation splits; the scores are those of the two test splits. Settings of
 a method belong to be chosen by the validation column. Each run is printed; runs that are there already are not repeated.
 """
@@ -85,12 +86,12 @@ def main(argv=None):
     parser.add_argument("--new", required=True, metavar="DIR")
     parser.add_argument("--weights", default="DEFAULT", metavar="W", help="of the first training (default %(default)s)")
     parser.add_argument("--image-size", type=int, default=64, metavar="N", help="(default %(default)s)")
-    parser.add_argument("--first-epochs", type=int, default=15, metavar="N", help="on the old pictures (default %(default)s)")
+    parser.add_argument("--first", default="", metavar="OPTIONS", help="further options of the first training")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0..N-1 (default %(default)s)")
     parser.add_argument("--runs", default="runs/forgetting", metavar="DIR", help="run folders (default %(default)s)")
     parser.add_argument("--rows", nargs="+", metavar="OPTIONS", help="instead of the methods: options of train_continual.py")
     parser.add_argument("--out", default="forgetting.png", metavar="FILE", help="the picture (default %(default)s)")
-    args, more = parser.parse_known_args(argv)  # more: options for every run, such as --epochs 5
+    args, more = parser.parse_known_args(argv)
     rows = {row: row for row in args.rows} if args.rows else ROWS
     shared = ["--workers", 1, "--no-report", *more]
 
@@ -99,7 +100,8 @@ def main(argv=None):
         first = Path(args.runs, f"old_{seed}")
         if not (first / "test_predictions.csv").exists():
             words = ["--data", args.old, "--weights", args.weights, "--image-size", args.image_size, "--seed", seed,
-                     "--epochs", args.first_epochs, "--workers", 1, "--no-report", "--output", first, "--resume"]
+                     *shlex.split(args.first), "--workers", 1, "--no-report", "--output", first, "--resume"]
+            print(f"python train_classifier.py {shlex.join(map(str, words))}", flush=True)
             quietly(train_classifier.main, words)
         if not (first / "new.csv").exists():
             words = ["--checkpoint", first / "best.pt", Path(args.new, "test"), "--csv", first / "new.csv", "-j", 0]

@@ -165,3 +165,17 @@ def test_crash_sees_a_single_bit():
     b["model"]["w"][1] = 0.0
     b["history"][0]["loss"] = 1.0
     assert crash.differences(a, b, "x") == ["x history 0 loss (nan and 1.0)"]
+
+
+def test_forgetting_scores_both_test_splits_and_draws_them(pictures, tmp_path, capsys):
+    first = f"--model {MODEL} --epochs 1"
+    argv = ["--old", pictures, "--new", pictures, "--weights", "none", "--image-size", 32, "--first", first, "--seeds", 1, "--runs",
+            tmp_path / "runs", "--rows", "--lr 0", "--method replay", "--out", tmp_path / "x.png", "--epochs", 1, "--amp", "off"]
+    for _ in range(2):  # what has run is not repeated
+        program("forgetting").main([str(word) for word in argv])
+        out = capsys.readouterr().out
+        rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in out.splitlines() if line.startswith("| ")}
+        assert list(rows) == ["", "before", "--lr 0", "--method replay"]
+        assert len({rows[name][place] for name in ("before", "--lr 0") for place in (0, 2)}) == 1  # the same six pictures
+        assert Image.open(tmp_path / "x.png").size[0] > 500
+    assert "train_classifier.py" not in out and out.count("python train_continual.py --from") == 2

@@ -1,6 +1,7 @@
 """What holds for the repository as a whole: helpers that can be copied alone, the ten sections, a README that is true."""
 
 import ast
+import csv
 import importlib.util
 import inspect
 import io
@@ -18,6 +19,7 @@ import torch
 import torchvision
 from torch import nn
 from torch.utils.data import default_collate
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 import all_models
 import arguments
@@ -28,10 +30,11 @@ import train_classifier
 import train_continual
 import train_regressor
 from conftest import ROOT, draw
+from model import rebuild
 
 SCRIPTS = ["train_classifier.py", "train_regressor.py", "train_continual.py"]
 TORCH_ONLY = ["freeze.py", "losses.py", "metrics.py", "checkpoint.py", "distributed.py"]
-HELPERS = [*TORCH_ONLY, "arguments.py", "ending.py", "tables.py", "model.py", "data.py", "report.py"]
+HELPERS = [*TORCH_ONLY, "export.py", "arguments.py", "ending.py", "tables.py", "model.py", "data.py", "report.py"]
 README = (ROOT / "README.md").read_text()
 
 
@@ -51,6 +54,7 @@ def imports(name):
 @pytest.mark.parametrize("name", HELPERS)
 def test_a_helper_can_be_copied_alone(name):
     third_party = {"torch"} if name in TORCH_ONLY else {"torch", "torchvision", "PIL", "numpy", "matplotlib"}
+    third_party |= {"model.py": {"timm", "safetensors"}, "export.py": {"onnxruntime"}}.get(name, set())  # where asked for
     assert imports(name) - set(sys.stdlib_module_names) <= third_party
 
 
@@ -122,9 +126,9 @@ def test_sorting_kaggles_flat_folder(tmp_path, monkeypatch):
     assert len(list((tmp_path / "train").iterdir())) == 6  # copied
 
 
-def edited_script(name, behind):
-    """train_classifier.py with a snippet of the README put behind the line that starts with `behind`, as a module."""
-    lines = (ROOT / "train_classifier.py").read_text().splitlines()
+def edited_script(name, behind, script="train_classifier.py"):
+    """The script with a snippet of the README put behind the line that starts with `behind`, as a module."""
+    lines = (ROOT / script).read_text().splitlines()
     places = [i for i, line in enumerate(lines) if line.strip().startswith(behind)]
     assert len(places) == 1
     indent = len(lines[places[0]]) - len(lines[places[0]].lstrip())
@@ -160,6 +164,26 @@ def test_your_own_transform(train, monkeypatch):
     assert [type(t).__name__ for t in seen[0].transforms] == ["RandomResizedCrop", "RandomVerticalFlip", "ColorJitter"]
     a, b = (torch.load(r / "last.pt", weights_only=True)["model"] for r in (run, again))
     assert all(torch.equal(a[k], b[k]) for k in a)  # seeded, like the transforms that it replaces
+
+
+def test_several_labels_per_picture(regress, discs, monkeypatch):
+    rows = [line.split(",") for line in (discs / "labels.csv").read_text().splitlines()[1:]]
+    lines = [f"{file},{int(float(r) > 9)},{int(float(place) > 40)},{split}" for file, r, place, _, split in rows]
+    labels = discs.parent / "labels_0_1.csv"
+    labels.write_text("\n".join(["file,large,right,split", *(f"{discs.name}/{line}" for line in lines)]) + "\n")
+    script = edited_script("several_labels", "criterion.to(device)", "train_regressor.py")
+    monkeypatch.setattr(train_regressor, "main", script.main)
+    run = regress(data=labels.parent, labels=labels.name, target="large,right", batch_size=20)
+    with open(run / "test_predictions.csv", newline="") as file:
+        found = [[float(row[k]) for k in ("large", "right", "large_prediction", "right_prediction")] for row in csv.DictReader(file)]
+    state = torch.load(run / "best.pt", weights_only=True)
+    model, predicted = rebuild(state).eval(), torch.tensor(found)
+    paths = [discs / line[0] for line in rows if line[4] == "test"]
+    resized = data.eval_transform(32, resize_size=37)
+    x = torch.stack([resized(pil_to_tensor(data.decode(path))) for path in paths])
+    logits = model(data.to_input(x, *(torch.tensor(state["preprocessing"][k]).view(3, 1, 1) for k in ("mean", "std"))))
+    assert torch.allclose(logits.detach(), predicted[:, 2:], atol=1e-4)
+    assert state["history"][0]["train_loss"] == pytest.approx(0.69, abs=0.2)  # ln 2: a coin for each label
 
 
 def provoke(message):

@@ -1,0 +1,139 @@
+"""Programs that predict.py --export writes: any number of pictures, the same answers, nothing half written."""
+
+import importlib.util
+import json
+import os
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import export
+import predict
+import tables
+from conftest import read
+from test_house import snippet
+from test_predict import call, rows_of
+
+needs_onnx = pytest.mark.skipif(not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))), reason="onnx is not installed")
+
+
+def tiny(outputs=3):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Dropout(0.5), nn.Linear(4, outputs))
+
+
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+
+
+def test_a_program_takes_any_number_of_pictures_and_knows_its_classes(tmp_path):
+    model, file = tiny(), tmp_path / "model.pt2"
+    said = export.write(export.Program(model, MEAN, STD), 16, file, {"classes": ["a", "b", "c"]})
+    assert "differs from the network by at most" in said and os.listdir(tmp_path) == ["model.pt2"]
+    about = {"about.json": ""}
+    program = torch.export.load(file, extra_files=about).module()
+    assert json.loads(about["about.json"]) == {"classes": ["a", "b", "c"]}
+    for count in (1, 2, 5):
+        x = torch.rand(count, 3, 16, 16)
+        by_hand = torch.stack([(x[:, i] - MEAN[i]) / STD[i] for i in range(3)], 1)
+        assert torch.allclose(program(x), model.eval()(by_hand).softmax(1), atol=1e-6)
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("levels", [[], [0.1, 0.5, 0.9]])
+def test_numbers_come_out_in_their_own_units(log, levels):
+    scale = {"mean": [12.5, 3.0], "std": [0.5, 2.0], "log": log}
+    model = tiny(2 * max(1, len(levels))).eval()
+    x = torch.rand(4, 3, 16, 16)
+    found = export.Program(model, [0.0] * 3, [1.0] * 3, scale, len(levels)).eval()(x)
+    outputs = model(x).view(4, 2, -1) if levels else model(x)
+    numbers, quantiles = tables.to_own_units(outputs.detach(), scale, levels)
+    assert torch.allclose(found.double(), quantiles if levels else numbers, rtol=1e-5)
+
+
+class Shrinks(nn.Module):
+    """Of another answer each time that it is asked: what is exported cannot agree with it."""
+
+    calls = 0
+
+    def forward(self, x):
+        Shrinks.calls += 1
+        return x.mean((2, 3)) * Shrinks.calls
+
+
+class DataDependent(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3)) if x.sum() > 0 else x.amax((2, 3))
+
+
+def test_what_cannot_be_exported_is_one_line_and_no_file(tmp_path):
+    def error_of(model, name="x.pt2", folder=tmp_path):
+        with pytest.raises(export.ExportError) as error:
+            export.write(export.Program(model, MEAN, STD), 8, folder / name, {})
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "DataDependent cannot be written as .pt2" in error_of(DataDependent())
+    assert "the program differs from the network by" in error_of(Shrinks())
+    assert "must end in .pt2" in error_of(tiny(), "x.pth")
+    assert "could not write" in error_of(tiny(), folder=tmp_path / "nowhere")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "x.pt2").write_text("mine")
+    assert "exists: it was left as it is" in error_of(tiny())
+    assert (tmp_path / "x.pt2").read_text() == "mine"
+
+
+def test_onnx_without_its_packages(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(export.ExportError, match="needs the packages onnx and onnxscript: pip install onnxscript$"):
+        export.write(export.Program(tiny(), MEAN, STD), 8, tmp_path / "x.onnx", {})
+
+
+@needs_onnx
+def test_onnx(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    program = export.Program(tiny(), MEAN, STD)
+    assert "differs from the network" in export.write(program, 16, tmp_path / "x.onnx", {"classes": ["a", "b", "c"]})
+    session = onnxruntime.InferenceSession(str(tmp_path / "x.onnx"))
+    assert json.loads(session.get_modelmeta().custom_metadata_map["about"]) == {"classes": ["a", "b", "c"]}
+    x = torch.rand(5, 3, 16, 16)
+    found = session.run(["outputs"], {"pictures": x.numpy()})[0]
+    assert torch.allclose(torch.from_numpy(found), program(x), atol=1e-6) and os.listdir(tmp_path) == ["x.onnx"]
+
+
+# ---- predict.py --export
+
+
+def test_the_readme_runs_what_export_wrote(train, pictures, tmp_path, capsys, monkeypatch):
+    """The snippet gives the class and the probability that predict.py prints."""
+    run, size = train(model="squeezenet1_1", lr=1e-4), (100, 80)
+    Image.open(pictures / "test/dog/dog.1.png").resize(size).save(tmp_path / "some.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert call("--checkpoint", run / "best.pt", "some.jpg", "--csv", "x.csv", "--export", "model.pt2") == 0
+    said = capsys.readouterr().out
+    assert "input: RGB in 0..1" in said and "probabilities: cat, dog" in said
+    names = {}
+    exec(snippet("use_the_program"), names)
+    row, shown = rows_of("x.csv")[0], capsys.readouterr().out.split()
+    assert shown[0] == row["prediction"] and float(shown[1]) == pytest.approx(float(row["probability"]), abs=2e-3)
+    assert names["about"]["classes"] == ["cat", "dog"] and names["about"]["image_size"] == 32
+
+
+def test_a_regression_is_exported_in_its_own_units(regress, discs, tmp_path, capsys, monkeypatch):
+    run = regress("--log-target", quantiles="0.1,0.5,0.9")
+    monkeypatch.setattr(predict, "rebuild", lambda state: tiny(3).eval())  # quicker to export
+    assert call("--checkpoint", run / "best.pt", "--export", tmp_path / "model.pt2") == 0
+    assert "the quantiles 0.1, 0.5, 0.9 in their own units: radius" in capsys.readouterr().out
+    x, state = torch.rand(3, 3, 32, 32), read(run / "best.pt")
+    found = torch.export.load(tmp_path / "model.pt2").module()(x)
+    mean, std = (torch.tensor(state["preprocessing"][k]).view(3, 1, 1) for k in ("mean", "std"))
+    outputs = tiny(3).eval()((x - mean) / std).detach().view(3, 1, 3)
+    assert torch.allclose(found.double(), tables.to_own_units(outputs, state["scale"], [0.1, 0.5, 0.9])[1], rtol=1e-4)
+
+
+def test_export_of_several_checkpoints_is_refused(error_of):
+    both = ["--checkpoint", "a.pt", "--checkpoint", "b.pt", "--export", "x.pt2"]
+    assert "--export writes one --checkpoint" in error_of(predict.main, both)
+    assert "--export writes one --checkpoint" in error_of(predict.main, ["--checkpoint", "a.pt", "--tta", "--export", "x.pt2"])
