@@ -73,6 +73,11 @@ def assert_close(one, other, within=1e-5):
             assert float(row[name]) == pytest.approx(float(row2[name]), abs=10 * within), name
 
 
+def list_of(run):
+    """The pictures of the final evaluation."""
+    return [line.split(",")[0] for line in (run / "test_predictions.csv").read_text().splitlines()[1:]]
+
+
 # ---- shares
 
 
@@ -91,7 +96,7 @@ def test_shares_make_up_the_batches_of_one_process(processes, batch_size):
         for o, along in zip(own, running, strict=True):
             assert o.shares() == along.shares() == [len(part) for part in o]
             for part, more, batch in zip(o, along, whole, strict=True):
-                assert more == part or (not part and more == batch[:min(2, batch_size)])
+                assert more == (part or batch[:min(2, batch_size)])
 
 
 def test_no_share_makes_another_step_than_one_process():
@@ -138,10 +143,7 @@ def test_two_and_three_processes_train_what_one_does(together, pictures):
     for processes in (2, 3):
         lives, run = together(processes, "classifier", *options, batch_size=6 // processes, epochs=2)
         assert_close(one, run)
-        assert (run / "test_predictions.csv").read_text().splitlines()[1].split(",")[:3] == [
-            *(one / "test_predictions.csv").read_text().splitlines()[1].split(",")[:3]]
-        listed = [line.split(",")[0] for line in (run / "test_predictions.csv").read_text().splitlines()[1:]]
-        assert listed == sorted(map(str, (pictures / "test").rglob("*.png")))  # each once, in the order of one process
+        assert list_of(run) == list_of(one) == sorted(map(str, (pictures / "test").rglob("*.png")))  # each once
         assert all(row["unreadable"] == "0" for row in history(run))
         assert [life.out.count("\nepoch ") for life in lives] == [2] + [0] * (processes - 1)
         assert [life.err for life in lives] == [""] * processes
@@ -161,9 +163,10 @@ def test_thaws_and_regression(together, discs):
     assert changed(before["model"], read(two / "last.pt")["model"]) == {"conv5.0.weight", "fc.weight", "fc.bias"}
 
 
-def test_running_statistics_are_those_of_the_first_when_all_validate(together, train):
+def test_running_statistics_are_those_of_the_first_when_all_validate(together, train, pictures):
     """The BatchNorms of each process have seen other pictures; the validation counts what is saved."""
-    _, two = together(2, "classifier", batch_size=5)
+    _, two = together(2, "classifier", batch_size=2)
+    assert list_of(two) == sorted(map(str, (pictures / "test").rglob("*.png")))  # six, in batches of four and two
     again = train("--freeze", "backbone", weights=two / "last.pt", lr=0)
     assert float(history(again)[0]["val_loss"]) == pytest.approx(float(history(two)[0]["val_loss"]), rel=1e-5)
 
@@ -192,13 +195,22 @@ ending.leave_if_asked = leave_if_asked
 """
 
 
+MIXED_BY = """
+import data, sys
+mix = data.mix
+data.mix = lambda x, y, mixer, *numbers: (print("mixed by", *numbers, file=sys.stderr), mix(x, y, mixer, *numbers))[1]
+"""
+
+
 @pytest.mark.parametrize("kind", ["classifier", "regressor"])
 def test_a_signal_to_one_process_stops_all_after_the_same_step(together, discs, kind):
     """After the first step, after the last of an epoch, in the validation, after a thaw, with all that has a state of its own: dropout, fp16's scale,
     momenta, mixing, a thaw, and BatchNorms that train. Two processes: a + b is b + a."""
     options = MIXED if kind == "classifier" else [*FULL, "--target", "radius"]
     settings = {"epochs": 2, "batch_size": 2, "amp": "fp16", "workers": 0} | ({} if kind == "classifier" else {"data": discs})
-    _, whole = together(2, kind, *options, **settings)
+    lives, whole = together(2, kind, *options, before={0: MIXED_BY, 1: MIXED_BY}, **settings)
+    mixed_by = [re.findall(r"^mixed by (.*)$", life.err, re.M) for life in lives]
+    assert len({*mixed_by[0], *mixed_by[1]}) == (20 if kind == "classifier" else 0)  # 5 batches, 2 epochs, 2 processes
     broken = whole.with_name("broken")
     places = []
     stops = [(1, signal.SIGTERM), (2, signal.SIGINT), (1, signal.SIGHUP), (3, signal.SIGTERM)]

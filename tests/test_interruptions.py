@@ -218,7 +218,7 @@ def test_killed_between_any_two_steps_of_a_save(lives, pictures, weights, tmp_pa
 def test_a_continued_model_that_is_killed_ends_as_an_undisturbed_one(lives, train, pictures, tmp_path):
     """SIGKILL before the Fisher information is saved for the first time, within an epoch, between best.pt and last.pt."""
     start = train()
-    settings = {"from": start / "best.pt", "data": pictures, "old-data": pictures, "method": "ewc+replay", "fisher-size": 2,
+    settings = {"from": start / "best.pt", "data": pictures, "old-data": pictures, "method": "ewc+replay", "ewc": 10, "fisher-size": 2,
                 "save-every": 1, "epochs": 2, "batch-size": 20, "optimizer": "sgd", "workers": 0, "amp": "off", "no-report": True}
     words = command_line(["--resume"], settings)
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -255,7 +255,7 @@ def assert_the_same_run(one, other):
 
 
 @pytest.mark.parametrize("method, options, lives", [
-    ("freeze+ewc+replay", ["--freeze", "bn", "--fisher-size", 3, "--replay-fraction", 0.3, "--accumulate", 2], 4),
+    ("freeze+ewc+replay", ["--freeze", "bn", "--ewc", 10, "--fisher-size", 3, "--replay-fraction", 0.3, "--accumulate", 2], 4),
     ("l2-sp+replay", ["--replay-size", 4, "--schedule", "plateau", "--plateau-epochs", 1], 2)])
 def test_stopped_anywhere_it_ends_as_an_undisturbed_run(go_on, method, options, lives, tmp_path, capsys):
     """After a step, within the old validation, at the end of an epoch, after the first step of the next one."""
