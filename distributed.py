@@ -17,7 +17,9 @@ CPU: no GPU is waited for. This file needs torch alone and can be copied into an
 
 import contextlib
 import os
+import secrets
 import sys
+import time
 import warnings
 
 import torch
@@ -44,10 +46,11 @@ def joined(stop=None):
         yield
         return
     store, rank, size = next(dist.rendezvous("env://"))
-    # Of its own for each start: torchrun keeps the store, in which the dead have left their addresses.
-    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store = _clean(store, rank, size)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    # Counted by each machine for itself.
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(_largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))
     if rank > 0:
         sys.stdout = open(os.devnull, "w")
         warnings.simplefilter("ignore")
@@ -56,6 +59,28 @@ def joined(stop=None):
         stop.about = lambda error: _about(error, store)
     yield
     dist.destroy_process_group()  # not after an error: it might wait for the others
+
+
+def _clean(store, rank, size):
+    """A part of the store that only these processes use. torchrun --max-restarts keeps it from one start to the next,
+    with the addresses of the dead, and the machines do not agree on the number of starts. So each process brings a
+    random word, and all together are the name of the part: the first says it, again whenever a word has changed, until
+    the others have all seen the same.
+    """
+    own = secrets.token_hex(8)
+    store.set(f"word {rank}", own)
+    while True:
+        if rank == 0:
+            name = " ".join(store.get(f"word {number}").decode() for number in range(size))
+            store.set("name", name)
+            if store.check([f"{name} seen by {number}" for number in range(1, size)]):
+                store.set(f"{name} is it", "yes")
+                return dist.PrefixStore(name, store)
+        elif own in (name := store.get("name").decode()):
+            store.set(f"{name} seen by {rank}", "yes")
+            if store.check([f"{name} is it"]):
+                return dist.PrefixStore(name, store)
+        time.sleep(0.02)
 
 
 def ranks():
@@ -72,7 +97,9 @@ def started():
 
 def launcher():
     """What stands before the name of the script in a command that goes on with this run."""
-    return "python" if ranks()[2] == 1 else f"torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"
+    processes, here = ranks()[2], int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    machines = f"--nnodes={processes // here} ... " if processes > here else ""
+    return "python" if processes == 1 else f"torchrun {machines}--nproc_per_node={here}"
 
 
 def own_device(name="auto", sync_bn=False):

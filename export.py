@@ -60,8 +60,8 @@ def write(program, size, path, about):
     dict `about` as its metadata. Returns words about how well the file agrees with the network. Raises ExportError, and
     then there is no such file.
 
-    The file is read again and has to give the program's outputs, for three pictures where two were traced, up to
-    TOLERANCE times the largest of them; only then it gets its name. (ONNX: if the package onnxruntime is there.)
+    What is to be written is read again and has to give the outputs of `program`, for three pictures where two were
+    traced, up to TOLERANCE times the largest of them. (ONNX: if the package onnxruntime is there.)
     """
     kind = Path(path).suffix
     if kind not in (".pt2", ".onnx"):
@@ -73,57 +73,56 @@ def write(program, size, path, about):
         if lacking:
             raise ExportError(f"writing {path} needs the packages onnx and onnxscript: pip install {' '.join(lacking)}")
     program, pictures = program.cpu().eval(), torch.rand(2, 3, size, size)
-    write_file = _write_pt2 if kind == ".pt2" else _write_onnx
-    temporary = Path(path).with_name(f"{Path(path).stem}.{os.getpid()}.tmp{kind}")
+    with torch.no_grad(), _quiet():
+        try:
+            content, again = (_to_pt2 if kind == ".pt2" else _to_onnx)(program, pictures, about)
+        except Exception as error:  # torch.export and torch.onnx raise many kinds
+            said = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+            raise ExportError(f"{type(program.model).__name__} cannot be written as {kind} ({said[:200]}): use "
+                              "--weights-only, which any network can be") from error
+        said = "not compared with the network: pip install onnxruntime for that"
+        if again:
+            others = torch.rand(3, 3, size, size)
+            expected, found = program(others), again(others)
+            difference = float((found - expected).abs().max() / expected.abs().max())
+            if not (found.shape == expected.shape and difference <= TOLERANCE):  # true for nan as well
+                raise ExportError(f"{path} was not written: the program differs from the network by {difference:.1e} of "
+                                  "the largest output; use --weights-only")
+            said = f"it differs from the network by at most {difference:.0e} of the largest output"
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
-        with torch.no_grad(), _quiet():
-            try:
-                again = write_file(program, pictures, temporary, about)
-            except OSError:
-                raise
-            except Exception as error:  # torch.export and torch.onnx raise many kinds
-                said = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
-                raise ExportError(f"{type(program.model).__name__} cannot be written as {kind} ({said[:200]}): use "
-                                  "--weights-only, which any network can be") from error
-            said = "not tried: pip install onnxruntime for that"
-            if again:
-                others = torch.rand(3, 3, size, size)
-                expected, found = program(others), again(others)
-                difference = float((found - expected).abs().max() / expected.abs().max())
-                if not (found.shape == expected.shape and difference <= TOLERANCE):  # true for nan as well
-                    raise ExportError(f"{path} was not kept: it differs from the network by {difference:.1e} of the "
-                                      "largest output; use --weights-only")
-                said = f"read again, it differs from the network by at most {difference:.0e} of the largest output"
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        raise ExportError(f"could not write {path} ({error.strerror or error}): make room there, or write "
-                          "elsewhere") from error
+        raise ExportError(f"could not write {path} ({error.strerror}): make room there, or write elsewhere") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return said
 
 
-def _write_pt2(program, pictures, file, about):
-    """Returns a function of pictures: the program in the file."""
+def _to_pt2(program, pictures, about):
+    """Returns the content of the file, and a function of pictures: the program in there."""
     batch = torch.export.Dim("batch", min=1)
     exported = torch.export.export(program, (pictures,), dynamic_shapes=({0: batch},), strict=False)
-    torch.export.save(exported, file, extra_files={"about.json": json.dumps(about)})
-    return torch.export.load(file).module()
+    torch.export.save(exported, buffer := io.BytesIO(), extra_files={"about.json": json.dumps(about)})
+    buffer.seek(0)
+    return buffer.getvalue(), torch.export.load(buffer).module()
 
 
-def _write_onnx(program, pictures, file, about):
-    """As _write_pt2; None without onnxruntime."""
+def _to_onnx(program, pictures, about):
+    """As `_to_pt2`; without onnxruntime, None in place of the function."""
     batch = torch.export.Dim("batch", min=1)
     onnx_program = torch.onnx.export(program, (pictures,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False,
                                      input_names=["pictures"], output_names=["outputs"])
     onnx_program.model.metadata_props["about"] = json.dumps(about)
-    onnx_program.save(file)
+    content = onnx_program.model_proto.SerializeToString()
     if importlib.util.find_spec("onnxruntime") is None:
-        return None
+        return content, None
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {"pictures": x.numpy()})[0])
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, lambda x: torch.from_numpy(session.run(None, {"pictures": x.numpy()})[0])
 
 
 @contextlib.contextmanager

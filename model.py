@@ -44,16 +44,15 @@ def check_name(name):
     """Raise ModelError, naming close matches, unless `name` is a classification model of torchvision or, with `timm:`
     before it, of timm. `timm:NAME.TAG` also says which of timm's weights.
     """
+    prefix, known, there_are = "", model_names(), f"there are: {', '.join(model_names())}, and timm:NAME"
     if name.startswith("timm:"):
-        timm = _timm()
-        known = [f"timm:{n}" for pretrained in (False, True) for n in timm.list_models(pretrained=pretrained)]
-        there_are = "timm.list_models() lists them"
-    else:
-        known = model_names()
-        there_are = f"there are: {', '.join(known)}, and timm:NAME"
-    if name not in known:
-        close = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=4, cutoff=0.5)
-        raise ModelError(f"unknown model '{name}': " + (f"did you mean {', '.join(close)}?" if close else there_are))
+        prefix, timm, there_are = "timm:", _timm(), "timm.list_models() lists them"
+        known = [*timm.list_models(), *timm.list_models(pretrained=True)]
+    own = name.removeprefix(prefix)
+    if own not in known:
+        close = difflib.get_close_matches(own.lower().replace("-", "_"), known, n=4, cutoff=0.5)
+        hint = f"did you mean {', '.join(prefix + n for n in close)}?" if close else there_are
+        raise ModelError(f"unknown model '{name}': {hint}")
 
 
 # ---- pretrained weights
@@ -91,8 +90,8 @@ def load_pretrained(weights, name):
         try:
             state_dict = entry.get_state_dict(progress=True, check_hash=True, weights_only=True)
         except (URLError, OSError, RuntimeError) as error:
-            raise ModelError(f"could not download {entry} ({_first_line(error)}): fetch {entry.url} elsewhere and give the "
-                             "file as --weights FILE, or train from random weights with --weights none") from error
+            raise ModelError(f"could not download {entry} ({_first_line(error)}): fetch {entry.url} elsewhere and give "
+                             "the file as --weights FILE, or train from random weights with --weights none") from error
         return pretrained | _preset(entry) | {"state_dict": state_dict, "source": str(entry), "imagenet_input": True}
 
     holder = read_file(weights)
@@ -414,7 +413,7 @@ def _fit_to_timm(model, state_dict, head):
     Nothing happens where all fits, nor for a network that is not of timm.
     """
     own = {k: v.shape for k, v in model.state_dict().items() if not k.startswith(f"{head}.")}
-    fit = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)  # as timm's modules call it
+    fit = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)  # as timm's modules call it
     if fit and own != {k: v.shape for k, v in state_dict.items() if not k.startswith(f"{head}.")}:
         with contextlib.suppress(Exception):  # weights of another network, of which load_weights tells more
             return OrderedDict(fit({k: v.float() if v.is_floating_point() else v for k, v in state_dict.items()}, model))

@@ -44,7 +44,7 @@ def build_parser():
     add("--weights-only", metavar="FILE", help="write the bare state_dict there; it loads into plain torchvision")
     add("--export", metavar="FILE.pt2",
         help="write a program there that PyTorch runs without any code of the network: RGB in 0..1 (N, 3, size, size) "
-             "in, probabilities or numbers out, normalization inside; FILE.onnx: ONNX, with the packages onnx, onnxscript")
+             "in, probabilities or numbers out, normalization inside; FILE.onnx: ONNX, by the packages onnx, onnxscript")
     add("-b", "--batch-size", type=number(int, 1), default=32, metavar="N", help="(default %(default)s)")
     add("-j", "--workers", type=number(int, 0), default=min(4, os.cpu_count() or 1), metavar="N",
         help="processes that decode pictures (default here %(default)s)")

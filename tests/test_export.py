@@ -76,7 +76,7 @@ def test_what_cannot_be_exported_is_one_line_and_no_file(tmp_path):
         return str(error.value)
 
     assert "DataDependent cannot be written as .pt2" in error_of(DataDependent())
-    assert "it differs from the network by" in error_of(Shrinks())
+    assert "the program differs from the network by" in error_of(Shrinks())
     assert "must end in .pt2" in error_of(tiny(), "x.pth")
     assert "could not write" in error_of(tiny(), folder=tmp_path / "nowhere")
     assert os.listdir(tmp_path) == []

@@ -29,7 +29,7 @@ class Tiny(nn.Module):
         self.num_classes = num_classes
         self.stem = nn.Conv2d(3, 8, 8, 8)
         self.pos_embed = nn.Parameter(torch.randn(1, 8, img_size // 8, img_size // 8))
-        self.pos_drop = nn.Dropout(0.25)
+        self.pos_drop = nn.Dropout(0.0)
         self.blocks = nn.Sequential(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()), nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()))
         self.global_pool = nn.AdaptiveAvgPool2d(1)
         self.head_drop = nn.Dropout(0.0)
@@ -86,12 +86,12 @@ def stand_in(monkeypatch):
     return timm
 
 
-def test_without_timm_one_line_says_what_to_install(train, error_of, monkeypatch, tmp_path, stand_in):
+def test_without_timm_one_line_says_what_to_install(train, pictures, error_of, monkeypatch, tmp_path, stand_in):
     run = train(model="timm:tiny")
     monkeypatch.setitem(sys.modules, "timm", None)  # importing it raises ImportError
     for function, argv in ((train, {"model": "timm:tiny", "output": tmp_path / "x"}),
                            (train_classifier.main, {"argv": ["--model", "timm:tiny", "--list-layers"]}),
-                           (predict.main, {"argv": ["--checkpoint", str(run / "best.pt"), str(run)]})):
+                           (predict.main, {"argv": ["--checkpoint", str(run / "best.pt"), str(pictures)]})):
         assert "pip install timm" in error_of(function, **argv)
     assert not (tmp_path / "x").exists()
 
@@ -121,7 +121,7 @@ def test_cached_features_begin_at_the_head(train, stand_in):
     assert not changed(read(plain / "last.pt")["model"], read(cached / "last.pt")["model"])
     model = models.build("timm:tiny")
     models.set_dropout(model, "head", 0.5)
-    assert (model.head_drop.p, model.pos_drop.p) == (0.5, 0.25)
+    assert (model.head_drop.p, model.pos_drop.p) == (0.5, 0.0)
     assert freeze.head_side(model, "head")[0] is model.head_drop
 
 
