@@ -290,7 +290,9 @@ def head_side(model, head):
     names, block = list(children), _as_tuple(head)[0].partition(".")[0]
     before = names[max(0, names.index(block) - 1) : names.index(block)]
     drop = [children[name] for name in before if isinstance(children[name], nn.Dropout)]
-    return nn.Sequential(*drop, *(nn.Flatten(1) for _ in drop), children[block], nn.Flatten(1))
+    first = next(layer for layer in children[block].modules() if not any(True for _ in layer.children()))
+    flat = [nn.Flatten(1)] if drop and isinstance(first, nn.Linear) else []  # Inception does so between the two
+    return nn.Sequential(*drop, *flat, children[block], nn.Flatten(1))
 
 
 def head_input(model, side, x):
