@@ -61,9 +61,9 @@ def build_parser():
              "ewc+replay (default %(default)s)")
     add("--freeze", default="backbone", metavar="SPEC",
         help="freeze: what stays as it is, in the words of train_classifier.py (default %(default)s)")
-    add("--l2-sp", type=above, default=0.1, metavar="ALPHA",
+    add("--l2-sp", type=above, default=1, metavar="ALPHA",
         help="l2-sp: pull of the backbone towards where it started, in place of weight decay (default %(default)s)")
-    add("--ewc", type=above, default=100.0, metavar="LAMBDA",
+    add("--ewc", type=above, default=10000, metavar="LAMBDA",
         help="ewc: pull of each weight towards where it started, times its Fisher information (default %(default)s)")
     add("--fisher", choices=["true", "empirical"], default="true",
         help="ewc: from the model's own predictions, or from the labels (default %(default)s)")

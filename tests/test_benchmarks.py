@@ -178,4 +178,4 @@ def test_forgetting_scores_both_test_splits_and_draws_them(pictures, tmp_path, c
         assert list(rows) == ["", "before", "--lr 0", "--method replay"]
         assert len({rows[name][place] for name in ("before", "--lr 0") for place in (0, 2)}) == 1  # the same six pictures
         assert Image.open(tmp_path / "x.png").size[0] > 500
-    assert "epoch" not in out and out.count("python train_continual.py --from") == 2
+    assert "train_classifier.py" not in out and out.count("python train_continual.py --from") == 2

@@ -1,13 +1,12 @@
 """Several processes train what one would: the same order, the same sums, one that writes; and none is left behind.
 
-Most of these processes are forked by tests/lives.py and find each other as under torchrun; three tests start torchrun.
+Most of these processes are forked by tests/lives.py and find each other as under torchrun; two tests start torchrun.
 """
 
 import importlib.util
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -47,15 +46,13 @@ def together(lives, tmp_path, pictures, weights):
 
     def run(processes, kind, *options, before=None, output=None, statuses=None, **named):
         output = output or tmp_path / f"processes{processes}_{next(folders)}"
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # as torchrun keeps one
         settings = {"data": pictures, "weights": weights, "output": output, "lr": 0.01}
         words = command_line(options, SMALL | settings | named)
         started = []
         for rank in range(processes):
             env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
             code = f"import os, torch\ntorch.set_num_threads(1)\nos.environ |= {({k: str(v) for k, v in env.items()})}\n"
             started.append(lives.start(f"train_{kind}", *words, before=code + (before or {}).get(rank, "")))
         found = [life.wait() for life in started]
@@ -76,6 +73,11 @@ def assert_close(one, other, within=1e-5):
             assert float(row[name]) == pytest.approx(float(row2[name]), abs=10 * within), name
 
 
+def list_of(run):
+    """The pictures of the final evaluation."""
+    return [line.split(",")[0] for line in (run / "test_predictions.csv").read_text().splitlines()[1:]]
+
+
 # ---- shares
 
 
@@ -94,7 +96,7 @@ def test_shares_make_up_the_batches_of_one_process(processes, batch_size):
         for o, along in zip(own, running, strict=True):
             assert o.shares() == along.shares() == [len(part) for part in o]
             for part, more, batch in zip(o, along, whole, strict=True):
-                assert more == part or (not part and more == batch[:min(2, batch_size)])
+                assert more == (part or batch[:min(2, batch_size)])
 
 
 def test_no_share_makes_another_step_than_one_process():
@@ -141,10 +143,7 @@ def test_two_and_three_processes_train_what_one_does(together, pictures):
     for processes in (2, 3):
         lives, run = together(processes, "classifier", *options, batch_size=6 // processes, epochs=2)
         assert_close(one, run)
-        assert (run / "test_predictions.csv").read_text().splitlines()[1].split(",")[:3] == [
-            *(one / "test_predictions.csv").read_text().splitlines()[1].split(",")[:3]]
-        listed = [line.split(",")[0] for line in (run / "test_predictions.csv").read_text().splitlines()[1:]]
-        assert listed == sorted(map(str, (pictures / "test").rglob("*.png")))  # each once, in the order of one process
+        assert list_of(run) == list_of(one) == sorted(map(str, (pictures / "test").rglob("*.png")))  # each once
         assert all(row["unreadable"] == "0" for row in history(run))
         assert [life.out.count("\nepoch ") for life in lives] == [2] + [0] * (processes - 1)
         assert [life.err for life in lives] == [""] * processes
@@ -162,6 +161,14 @@ def test_thaws_and_regression(together, discs):
     assert_close(one, two)
     before = read(two / "before_unfreeze_1.pt")
     assert changed(before["model"], read(two / "last.pt")["model"]) == {"conv5.0.weight", "fc.weight", "fc.bias"}
+
+
+def test_running_statistics_are_those_of_the_first_when_all_validate(together, train, pictures):
+    """The BatchNorms of each process have seen other pictures; the validation counts what is saved."""
+    _, two = together(2, "classifier", batch_size=2)
+    assert list_of(two) == sorted(map(str, (pictures / "test").rglob("*.png")))  # six, in batches of four and two
+    again = train("--freeze", "backbone", weights=two / "last.pt", lr=0)
+    assert float(history(again)[0]["val_loss"]) == pytest.approx(float(history(two)[0]["val_loss"]), rel=1e-5)
 
 
 def test_cached_features_are_shared_out(together, pictures):
@@ -188,16 +195,26 @@ ending.leave_if_asked = leave_if_asked
 """
 
 
+MIXED_BY = """
+import data, sys
+mix = data.mix
+data.mix = lambda x, y, mixer, *numbers: (print("mixed by", *numbers, file=sys.stderr), mix(x, y, mixer, *numbers))[1]
+"""
+
+
 @pytest.mark.parametrize("kind", ["classifier", "regressor"])
 def test_a_signal_to_one_process_stops_all_after_the_same_step(together, discs, kind):
     """After the first step, after the last of an epoch, in the validation, after a thaw, with all that has a state of its own: dropout, fp16's scale,
     momenta, mixing, a thaw, and BatchNorms that train. Two processes: a + b is b + a."""
     options = MIXED if kind == "classifier" else [*FULL, "--target", "radius"]
     settings = {"epochs": 2, "batch_size": 2, "amp": "fp16", "workers": 0} | ({} if kind == "classifier" else {"data": discs})
-    _, whole = together(2, kind, *options, **settings)
+    lives, whole = together(2, kind, *options, before={0: MIXED_BY, 1: MIXED_BY}, **settings)
+    mixed_by = [re.findall(r"^mixed by (.*)$", life.err, re.M) for life in lives]
+    assert len({*mixed_by[0], *mixed_by[1]}) == (20 if kind == "classifier" else 0)  # 5 batches, 2 epochs, 2 processes
     broken = whole.with_name("broken")
     places = []
-    for moment, number in ((1, signal.SIGTERM), (2, signal.SIGINT), (1, signal.SIGHUP), (3, signal.SIGTERM)):
+    stops = [(1, signal.SIGTERM), (2, signal.SIGINT), (1, signal.SIGHUP), (3, signal.SIGTERM)]
+    for moment, number in stops if kind == "classifier" else stops[:1]:
         status = 128 + number
         lives, _ = together(2, kind, *options, "--resume", output=broken, statuses=[status, status],
                             before={1: STOP_AT.format(moment=moment, number=int(number))}, **settings)
@@ -208,7 +225,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(together, discs, 
         state = read(broken / "last.pt")
         places.append((state["epoch"], state["step"]))
         assert state["sums"]["images"] == sum(own["images"] for _, own in state["processes"])
-    assert places == [(0, 1), (0, 3), (0, 3), (1, 4)]
+    assert places == [(0, 1), (0, 3), (0, 3), (1, 4)][: len(places)]
     together(2, kind, *options, "--resume", output=broken, **settings)
     assert_the_same_run(whole, broken)
     states = [read(run / "last.pt")["processes"] for run in (whole, broken)]
@@ -277,13 +294,17 @@ def test_a_killed_process_comes_back_and_the_run_goes_on(together, pictures, wei
     assert_the_same_run(whole, tmp_path / "run")
 
 
-def test_an_error_in_all_processes_is_one_line(pictures, tmp_path):
-    process = torchrun("train_classifier.py", *command_line(["--freeze", "layer9"], SMALL | {"data": pictures, "output": tmp_path / "x"}))
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 1  # torchrun's own
-    lines = [line for line in err.splitlines() if "layer9" in line]
-    assert len(lines) == 1 and lines[0].startswith("error: 'layer9' matches no layer")
-    assert not list(tmp_path.iterdir())
+def test_an_error_is_one_line_and_the_end_of_all(together, tmp_path):
+    """In all processes; in the first, while the second waits for it; in the second, while the first waits within a step."""
+    for options, before, words in (
+        (["--freeze", "layer9"], {}, "error: 'layer9' matches no layer"),
+        (["--epochs", "nine"], {}, "error: argument --epochs: invalid int value"),
+        ([], {1: "import losses\ndef fail(*_): raise losses.LossError('no')\nlosses.l1_penalty = fail"}, "error: no"),
+    ):
+        lives, run = together(2, "classifier", "--l1", "0.1", *options, before=before, statuses=[2, 2])
+        said = "".join(life.err for life in lives)
+        assert said.startswith(words) and said.count("\n") == 1, said
+        assert not list(run.glob("*.pt"))
 
 
 def test_a_signal_to_torchrun_saves_once_and_ends_all(pictures, weights, tmp_path):

@@ -34,10 +34,10 @@ def begun(pictures, weights, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def more(tmp_path_factory):
-    """New pictures: of birds, and of dogs, which are known; 6 and 2 of each. On drawn pictures, a bird is a cat."""
+    """New pictures: 6 and 3 of birds, 6 and 1 of dogs, which are known. On drawn pictures, a bird is a cat."""
     root = tmp_path_factory.mktemp("more")
-    for split, count in (("train", 6), ("val", 2)):
-        for name, shape in (("bird", "cat"), ("dog", "dog")):
+    for split, counts in (("train", (6, 6)), ("val", (3, 1))):
+        for name, shape, count in (("bird", "cat", counts[0]), ("dog", "dog", counts[1])):
             for i in range(count):
                 draw(root / split / name / f"{name}.{i}.png", shape, f"more{split}{name}{i}")
     return root
@@ -51,7 +51,7 @@ def go_on(begun, more, pictures, tmp_path):
     def run(*options, output=None, **replaced):
         output = output or tmp_path / f"continued{next(runs)}"
         usual = {"from": begun, "data": more, "old_data": pictures, "output": output, "epochs": 1, "batch_size": 4,
-                 "workers": 0, "amp": "off", "no_report": True, "no_test": True}
+                 "optimizer": "sgd", "workers": 0, "amp": "off", "no_report": True, "no_test": True}
         train_continual.main(command_line(options, usual | replaced))
         return output
 
@@ -164,6 +164,9 @@ def test_a_strong_pull_keeps_the_old_weights(go_on, begun, weights, train, error
                     for options in ([], ["--l2-sp", 20]))
     assert 0 < distance(pulled, read(weights), same) < 0.3 * distance(free, read(weights), same)
     assert [group["weight_decay"] > 0 for group in pulled["optimizer"]["param_groups"]].count(True) == 1
+    last = str(Path(pulled["options"]["output"], "last.pt"))
+    train_classifier.main(["--resume", last, "--epochs", "3"])  # still towards the pretrained weights
+    assert all(torch.equal(value, read(weights)[name]) for name, value in read(last)["anchor"].items())
     for options in ({}, {"weights": weights, "freeze": "backbone"}):
         assert "--l2-sp only has a meaning with a pretrained backbone that trains" in error_of(train, l2_sp=1, **options)
 
@@ -214,6 +217,7 @@ def test_the_old_validation_split_is_scored_beside_the_new(go_on, pictures, more
     kinds = ("loss", "accuracy", "balanced_accuracy", "macro_f1")
     assert list(rows[0])[3:12] == [*(f"val_{k}" for k in kinds), *(f"old_val_{k}" for k in kinds), "mean_accuracy"]
     for row in rows:
+        assert row["val_accuracy"] != row["old_val_accuracy"]
         assert float(row["mean_accuracy"]) == (float(row["val_accuracy"]) + float(row["old_val_accuracy"])) / 2
     for folder, prefix in ((more, "val"), (pictures, "old_val")):
         images = data.relabel(data.find_images(folder), saved["classes"])
@@ -251,7 +255,7 @@ def assert_the_same_run(one, other):
 
 
 @pytest.mark.parametrize("method, options, lives", [
-    ("freeze+ewc+replay", ["--freeze", "bn", "--fisher-size", 3, "--replay-fraction", 0.3, "--accumulate", 2], 4),
+    ("freeze+ewc+replay", ["--freeze", "bn", "--ewc", 10, "--fisher-size", 3, "--replay-fraction", 0.3, "--accumulate", 2], 4),
     ("l2-sp+replay", ["--replay-size", 4, "--schedule", "plateau", "--plateau-epochs", 1], 2)])
 def test_stopped_anywhere_it_ends_as_an_undisturbed_run(go_on, method, options, lives, tmp_path, capsys):
     """After a step, within the old validation, at the end of an epoch, after the first step of the next one."""
