@@ -64,15 +64,16 @@ def accuracy(file):
 def draw(found, file):
     """New against old accuracy: the mean over the seeds of each row, lines from the lowest to the highest."""
     figure = report.new_figure(9, 6.2, layout="constrained")
-    axes = report.plain_panel(figure, (1, 1, 1), "after learning the new pictures", "accuracy on the old pictures (test)",
+    axes = report.plain_panel(figure, (1, 1, 1), "what is kept, what is gained", "accuracy on the old pictures (test)",
                               "accuracy on the new pictures (test)")
     for number, (name, results) in enumerate(found.items()):
         old, new, *_ = zip(*results, strict=True)
         x, y = statistics.mean(old), statistics.mean(new)
         spread = [[[m - min(v)], [max(v) - m]] for m, v in ((x, old), (y, new))]
         marker = "*" if number == 0 else "osD^vP"[number % 6]
-        axes.errorbar(x, y, spread[1], spread[0], marker=marker, markersize=15 if number == 0 else 7, linestyle="",
-                      color="black" if number == 0 else f"C{(number - 1) % 10}", elinewidth=0.8, label=report.label(name, 60))
+        axes.errorbar(x, y, spread[1], spread[0], marker=marker, markersize=15 if number == 0 else 9, mfc="none", mew=2,
+                      linestyle="", color="black" if number == 0 else f"C{(number - 1) % 10}", elinewidth=0.8,
+                      label=report.label(name, 60))
     figure.legend(loc="outside right center", fontsize=8)
     figure.savefig(file)
 
@@ -106,7 +107,7 @@ def main(argv=None):
         found["before"].append((accuracy(first / "test_predictions.csv"), accuracy(first / "new.csv"), float("nan"), 0.0))
         for name, options in rows.items():
             output = Path(args.runs, f"{options.replace('--', '').replace(' ', '_') or 'plain'}_{seed}")
-            words = ["--from", first / "best.pt", "--old-data", args.old, "--data", args.new, *shlex.split(options), *shared,
+            words = ["--from", first / "best.pt", "--old-data", args.old, "--data", args.new, *shared, *shlex.split(options),
                      "--seed", seed, "--output", output]
             if not (output / "old_test_predictions.csv").exists():
                 started = time.perf_counter()
