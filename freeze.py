@@ -296,13 +296,18 @@ def head_side(model, head):
 
 
 def head_input(model, side, x):
-    """What the backbone makes of a batch x: the input of `side`, a `head_side` of the model."""
+    """What the backbone makes of a batch x: the input of `side`, a `head_side` of the model. Raises FreezeError for a
+    network that runs the parts of that side without the whole.
+    """
     caught = []
     handle = side[0].register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
     try:
         model(x)
     finally:
         handle.remove()
+    if not caught:  # MetaFormers of timm
+        raise FreezeError(f"this {type(model).__name__} runs the parts of its head one by one, so its features cannot be "
+                          "cached: leave --cache-features out")
     return caught[0]
 
 

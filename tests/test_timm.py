@@ -135,6 +135,13 @@ def test_a_head_that_convolves_takes_what_the_dropout_before_it_gives():
     assert torch.equal(side(freeze.head_input(model, side, x)), model(x))
 
 
+def test_a_network_that_runs_the_parts_of_its_head_is_refused_for_cached_features(train, error_of, stand_in, monkeypatch):
+    monkeypatch.setattr(Tiny, "forward", lambda self, x: nn.functional.linear(
+        self.global_pool(self.blocks(self.stem(x))).flatten(1), self.head.weight, self.head.bias))
+    error = error_of(train, "--cache-features", "1", model="timm:tiny", weights="DEFAULT", freeze="backbone")
+    assert "leave --cache-features out" in error
+
+
 def test_another_image_size(train, stand_in):
     run = train(model="timm:tiny", weights="DEFAULT", image_size=32, freeze="backbone")
     expected = nn.functional.interpolate(published()["pos_embed"], (4, 4))
