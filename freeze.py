@@ -290,17 +290,24 @@ def head_side(model, head):
     names, block = list(children), _as_tuple(head)[0].partition(".")[0]
     before = names[max(0, names.index(block) - 1) : names.index(block)]
     drop = [children[name] for name in before if isinstance(children[name], nn.Dropout)]
-    return nn.Sequential(*drop, *(nn.Flatten(1) for _ in drop), children[block], nn.Flatten(1))
+    first = next(layer for layer in children[block].modules() if not any(True for _ in layer.children()))
+    flat = [nn.Flatten(1)] if drop and isinstance(first, nn.Linear) else []  # Inception does so between the two
+    return nn.Sequential(*drop, *flat, children[block], nn.Flatten(1))
 
 
 def head_input(model, side, x):
-    """What the backbone makes of a batch x: the input of `side`, a `head_side` of the model."""
+    """What the backbone makes of a batch x: the input of `side`, a `head_side` of the model. Raises FreezeError for a
+    network that runs the parts of that side without the whole.
+    """
     caught = []
     handle = side[0].register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
     try:
         model(x)
     finally:
         handle.remove()
+    if not caught:  # MetaFormers of timm
+        raise FreezeError(f"this {type(model).__name__} runs the parts of its head one by one, so its features cannot be "
+                          "cached: leave --cache-features out")
     return caught[0]
 
 

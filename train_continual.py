@@ -195,7 +195,8 @@ def train(args, saved, stop):
         print(f"{args.fisher} Fisher information of {len(sample)} old pictures: {time.perf_counter() - started:.1f} s")
     pulled = [n for n, p in model.named_parameters() if p.requires_grad and n in anchor]
     if {"l2-sp", "ewc"} & set(methods) and not pulled:
-        raise losses.LossError(f"--method {args.method} has nothing to pull: --freeze {args.freeze} keeps all of it still")
+        raise losses.LossError(f"--method {args.method} has nothing to pull: --freeze {args.freeze} keeps all of it "
+                               "still")
     anchor, fisher = ({k: v.to(device) for k, v in found.items()} for found in (anchor, fisher))
 
     # ---- 7 optimizer, schedule, scaler -------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Make stand-in pretrained weights where ImageNet's cannot be downloaded: a ResNet-18 from eight classes of CIFAR-10.
 
     python benchmarks/pretrain_cifar8.py --cifar ./cifar --out resnet18-cifar8-64px.pth      # torchvision downloads 170 MB
+    python benchmarks/pretrain_cifar8.py --cifar ./cifar --thumbnails ./thumbnails           # the other two classes, as files
 
 The eight classes are all but cat and dog, so that a cats-and-dogs task is new to the network. 40,000 thumbnails,
 enlarged from 32 to 64 pixels; shifts by up to 4 pixels and flips; SGD with Nesterov momentum 0.9, weight decay 5e-4,
@@ -9,6 +10,7 @@ Writes a float16 state_dict of torchvision's resnet18 with num_classes=8. On two
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 import torchvision
@@ -30,6 +32,18 @@ def load_split(folder, train, download):
     return pictures[labels >= 0], labels[labels >= 0], [cifar.classes[i] for i in kept]
 
 
+def write_thumbnails(cifar, folder, download):
+    """Write the first 200 training and 100 test thumbnails of each class of the new task as PNG files."""
+    for split, count in (("train", 200), ("test", 100)):
+        found = torchvision.datasets.CIFAR10(cifar, train=split == "train", download=download)
+        for name in NEW_TASK:
+            place = Path(folder, split, name)
+            place.mkdir(parents=True, exist_ok=True)
+            numbers = [i for i, label in enumerate(found.targets) if found.classes[label] == name]
+            for i in numbers[:count]:
+                v2.functional.to_pil_image(found.data[i]).save(place / f"{i:05}.png")
+
+
 def to_input(pictures, device):
     """Enlarge uint8 (N, 3, 32, 32) to normalized float32 (N, 3, 64, 64)."""
     x = v2.functional.resize(pictures.to(device), [64, 64], antialias=True).float() / 255
@@ -40,12 +54,16 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", default="./cifar", metavar="DIR", help="where CIFAR-10 is or goes (default %(default)s)")
     parser.add_argument("--out", default="resnet18-cifar8-64px.pth", metavar="FILE", help="(default %(default)s)")
+    parser.add_argument("--thumbnails", metavar="DIR", help="do not train: write cats and dogs there")
     parser.add_argument("--epochs", type=int, default=14, help="(default %(default)s)")
     parser.add_argument("--batch-size", type=int, default=128, help="(default %(default)s)")
     parser.add_argument("--no-download", action="store_true", help="CIFAR-10 is there already")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast: twice as fast where the CPU or GPU has bf16")
     parser.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     args = parser.parse_args(argv)
+    if args.thumbnails:
+        write_thumbnails(args.cifar, args.thumbnails, download=not args.no_download)
+        return
 
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,8 +1,11 @@
 """Shared by all tests: small drawn pictures, a small network's weights, and ways to run a script and catch its error."""
 
+import os
 import random
 import sys
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny pictures gain nothing by more threads, which wait for each other
 
 import pytest
 import torch

@@ -10,6 +10,7 @@ import torch
 import torchvision
 from PIL import Image
 
+import data
 import train_classifier
 from conftest import MODEL, ROOT
 
@@ -42,6 +43,11 @@ def test_stand_in_weights_leave_out_the_new_task(tmp_path, monkeypatch):
     state_dict = torch.load(tmp_path / "w.pth", weights_only=True)
     assert {v.dtype for v in state_dict.values()} == {torch.float16, torch.int64}
     torchvision.models.resnet18(num_classes=8).load_state_dict(state_dict, strict=True)
+    pretrain.main(["--thumbnails", str(tmp_path / "thumbnails"), "--no-download"])
+    images = data.find_images(tmp_path / "thumbnails", val_split=0.5)
+    assert images.classes == ["cat", "dog"] and len(images.splits["test"]) == 4
+    for path, label in images.splits["test"]:
+        assert FakeCIFAR10.classes[np.asarray(Image.open(path))[0, 0, 0] // 10] == images.classes[label]
 
 
 @pytest.mark.parametrize("name", list(program("strategies").STRATEGIES))

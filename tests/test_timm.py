@@ -5,6 +5,7 @@ ask of timm is then tested, not what timm answers. With timm, the rest is tested
 import importlib.util
 import sys
 import types
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -125,6 +126,22 @@ def test_cached_features_begin_at_the_head(train, stand_in):
     assert freeze.head_side(model, "head")[0] is model.head_drop
 
 
+def test_a_head_that_convolves_takes_what_the_dropout_before_it_gives():
+    """As in DLA and DPN: the four dimensions stay until after the head."""
+    model = nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 8, 3), global_pool=nn.AdaptiveAvgPool2d(1), head_drop=nn.Dropout(0.5),
+                                      fc=nn.Conv2d(8, 2, 1), flatten=nn.Flatten())).eval()
+    side, x = freeze.head_side(model, "fc"), torch.randn(3, 3, 9, 9)
+    assert side[0] is model.head_drop
+    assert torch.equal(side(freeze.head_input(model, side, x)), model(x))
+
+
+def test_a_network_that_runs_the_parts_of_its_head_is_refused_for_cached_features(train, error_of, stand_in, monkeypatch):
+    monkeypatch.setattr(Tiny, "forward", lambda self, x: nn.functional.linear(
+        self.global_pool(self.blocks(self.stem(x))).flatten(1), self.head.weight, self.head.bias))
+    error = error_of(train, "--cache-features", "1", model="timm:tiny", weights="DEFAULT", freeze="backbone")
+    assert "leave --cache-features out" in error
+
+
 def test_another_image_size(train, stand_in):
     run = train(model="timm:tiny", weights="DEFAULT", image_size=32, freeze="backbone")
     expected = nn.functional.interpolate(published()["pos_embed"], (4, 4))
@@ -154,7 +171,7 @@ def test_mistakes_are_one_line(train, error_of, tmp_path, stand_in, model, weigh
 
 
 @with_timm
-@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "test_convnext"])
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit", "test_convnext", "dla46_c"])  # dla's head convolves
 def test_a_frozen_network_of_timm_stands_still(train, name):
     torch.manual_seed(0)
     model = models.build(f"timm:{name}", num_classes=2, **models.build_options(f"timm:{name}", 32))
@@ -167,7 +184,7 @@ def test_a_frozen_network_of_timm_stands_still(train, name):
     x = torch.randn(4, 3, 32, 32)
     model(x).square().sum().backward()
     optimizer.step()
-    assert {k.removeprefix(f"{head}.") for k in changed(before, model.state_dict())} == {"weight", "bias"}
+    assert changed(before, model.state_dict()) == {f"{head}.weight", f"{head}.bias"}
     side = freeze.head_side(model.eval(), head)
     assert torch.equal(side(freeze.head_input(model, side, x)), model(x))
 
