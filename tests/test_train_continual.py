@@ -166,7 +166,8 @@ def test_a_strong_pull_keeps_the_old_weights(go_on, begun, weights, train, error
     assert [group["weight_decay"] > 0 for group in pulled["optimizer"]["param_groups"]].count(True) == 1
     last = str(Path(pulled["options"]["output"], "last.pt"))
     train_classifier.main(["--resume", last, "--epochs", "3"])  # still towards the pretrained weights
-    assert all(torch.equal(value, read(weights)[name]) for name, value in read(last)["anchor"].items())
+    pretrained = read(weights)
+    assert all(torch.equal(value, pretrained[name]) for name, value in read(last)["anchor"].items())
     for options in ({}, {"weights": weights, "freeze": "backbone"}):
         assert "--l2-sp only has a meaning with a pretrained backbone that trains" in error_of(train, l2_sp=1, **options)
 
