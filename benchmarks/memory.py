@@ -10,6 +10,7 @@ fifth of the training.
 import argparse
 import csv
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -72,7 +73,8 @@ def main(argv=None):
                 sys.exit(f"{' '.join(words)} failed")
             with open(run / "history.csv", newline="") as file:
                 assert len(list(csv.DictReader(file))) == epochs
-        found = [size for size, children in found if children == max(found, key=lambda sample: sample[1])[1]]  # all there
+        usual = statistics.mode(children for _, children in found)  # without the moments in which workers come and go
+        found = [size for size, children in found if children == usual]
         fifths = [max(found[len(found) * i // 5 : len(found) * (i + 1) // 5]) for i in range(5)]
         print(f"| {listed:,} | {epochs} | {' | '.join(f'{size:.0f}' for size in fifths)} |", flush=True)
 
