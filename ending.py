@@ -39,7 +39,7 @@ def stop_signals():
     then. Other second signals change nothing: a closing terminal sends SIGHUP twice, torchrun SIGTERM after a Ctrl-C.
     A signal that was ignored before, as under nohup, stays so. Processes started within the block end with it.
     """
-    # The last three are for one of several processes; `distributed.start` replaces them.
+    # The last three are for one of several processes; `distributed.joined` replaces them.
     stop = SimpleNamespace(signal=None, since=0.0, waiting=False, go_on=str,
                            agree=lambda number: number, about=lambda error: (error, True), announces=True)
     me, others = os.getpid(), multiprocessing.active_children()

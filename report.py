@@ -411,13 +411,8 @@ def draw_range_test(rates, losses, smoothed, suggestion, file):
     axes.set(xscale="log", ylim=(low - 0.2 * (smoothed[0] - low) - 1e-9, smoothed[0] + (smoothed[0] - low) + 1e-9))
     axes.legend(fontsize=8)
     figure.savefig(buffer := io.BytesIO(), format="png", metadata={"Software": MARK})
-    temporary = Path(f"{file}.{os.getpid()}.tmp")
     try:
-        try:
-            temporary.write_bytes(buffer.getvalue())
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(Path(file).parent, {Path(file).name: buffer.getvalue()})
     except OSError as error:
         raise ReportError(f"could not write {file} ({error.strerror}): make room, or give another --output") from error
 
@@ -486,9 +481,9 @@ def judge_classes(rows, find):
              ("balanced accuracy", f"{sum(score[2] for score in scores) / occurring:.4f}"),
              ("macro F1", f"{mean[3]:.4f}, over the {len(scores)} classes that occur")]
     cells = [[c, *(f"{v:.4f}" for v in values), images] for c, *values, images in [*scores, mean]]
-    swaps = sorted(((count, t, p) for (t, p), count in counts.items() if t != p), key=lambda swap: -swap[0])[:SWAPS]
-    images = {score[0]: score[4] for score in scores}
-    swaps = [(f"{t} as {p}", count, f"{count / images[t]:.0%}") for count, t, p in swaps]
+    in_class = {score[0]: score[4] for score in scores}
+    mistaken = Counter({pair: count for pair, count in counts.items() if pair[0] != pair[1]})
+    swaps = [(f"{t} as {p}", count, f"{count / in_class[t]:.0%}") for (t, p), count in mistaken.most_common(SWAPS)]
     below = table(["class", "precision", "recall", "F1", "images"], cells, best=len(scores))
     if len(scores) > 2 and swaps:
         below += "<h3>Taken for another most often</h3>" + table(["", "images", "share of the class"], swaps)
@@ -631,25 +626,30 @@ def short_number(cell):
         return cell
 
 
+def write_whole(folder, files):
+    """Write {name: bytes} into a folder, each file in one step, when all of them are there. Raises OSError."""
+    temporary = {name: folder / f"{name}.{os.getpid()}.tmp" for name in files}
+    try:
+        for name, content in files.items():
+            temporary[name].write_bytes(content)
+        for name in files:
+            os.replace(temporary[name], folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
 def replace_files(folder, files):
     """Write {name: bytes} into a folder, each file in one step, and remove the pictures of an earlier report that this
     one does not have. Files that are not of a report stay as they are: ReportError.
     """
-    temporary = {name: folder / f"{name}.{os.getpid()}.tmp" for name in files}
     try:
         old = [folder / name for name in (*HEADINGS, "report.html") if os.path.lexists(folder / name)]
         for path in old:
             with open(path, "rb") as file:
                 if MARK.encode() not in file.read(1000):
                     raise ReportError(f"{path} is not of a report: it was left as it is, rename it")
-        try:
-            for name, content in files.items():
-                temporary[name].write_bytes(content)
-            for name in files:
-                os.replace(temporary[name], folder / name)
-        finally:
-            for path in temporary.values():
-                path.unlink(missing_ok=True)
+        write_whole(folder, files)
         for path in old:
             if path.name not in files:
                 path.unlink()

@@ -233,7 +233,7 @@ def train(args, saved, stop):
         checkpoint.restore(saved, optimizer, scaler, rng)
         notes, best, best_epoch, epochs_without_gain = distributed.from_main(lambda: (
             [*checkpoint.machine_changes(saved), *checkpoint.go_on_in(output, saved, args.resume)],
-            *(saved[k] for k in ("best", "best_epoch", "epochs_without_gain"))))
+            *(saved[k] for k in ("best", "best_epoch", "epochs_without_gain"))))  # go_on_in may have set these anew
         history, plateau_scale, step = (saved[k] for k in ("history", "plateau_scale", "step"))
         print("\n".join([f"resumed from {args.resume} at epoch {start_epoch}, step {step}", *notes]))
 
