@@ -1,10 +1,11 @@
 """Does train_classifier.py's memory grow with the pictures that are listed, or from epoch to epoch? (Linux)
 
-    python benchmarks/memory.py                              # 1,000 and 100,000 listed pictures, about five minutes
+    python benchmarks/memory.py                              # 1,000 and 100,000 listed pictures, about eight minutes
 
-Draws a few small pictures, gives them many names by hard links, trains a small network on them, and looks at the memory that
-the script and its workers hold together (proportional set size: a page that n processes share counts as an nth) after each
-fifth of the training.
+Draws a few small pictures, gives them many names by hard links, trains a small network on them, and looks at the most memory
+held in each fifth of the training: by the script alone (anonymous pages), and by it and its workers together (proportional set
+size: a page that n processes share counts as an nth). The workers start as copies of the script that share its pages until
+somebody writes to them, so the sum rises for some minutes, up to a limit.
 """
 
 import argparse
@@ -37,26 +38,26 @@ def draw(folder, listed):
 
 
 def megabytes(pid):
-    """Proportional set size of the process and of its children together, and the number of those."""
+    """Anonymous pages of the process, proportional set size of it and its children together, and the number of those."""
 
-    def of(process):
+    def of(process, what):
         try:
             text = Path(f"/proc/{process}/smaps_rollup").read_text()
         except OSError:
             return 0
-        return next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("Pss:")), 0)
+        return next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith(f"{what}:")), 0)
 
     children = Path(f"/proc/{pid}/task/{pid}/children")
     children = children.read_text().split() if children.exists() else []
-    return of(pid) + sum(map(of, children)), len(children)
+    return of(pid, "Anonymous"), sum(of(process, "Pss") for process in [pid, *children]), len(children)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--listed", default="1000,100000", metavar="N,N", help="(default %(default)s)")
-    parser.add_argument("--pictures", type=int, default=100_000, metavar="N", help="seen in all (default %(default)s)")
+    parser.add_argument("--pictures", type=int, default=300_000, metavar="N", help="seen in all (default %(default)s)")
     args = parser.parse_args(argv)
-    print("| listed | epochs | MB after 1/5 | 2/5 | 3/5 | 4/5 | at the end |\n|---|---|---|---|---|---|---|")
+    print("| listed | epochs | MB held by | first fifth | second | third | fourth | last |\n|---|---|---|---|---|---|---|---|")
     for listed in map(int, args.listed.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             draw(Path(folder, "data"), listed)
@@ -73,10 +74,11 @@ def main(argv=None):
                 sys.exit(f"{' '.join(words)} failed")
             with open(run / "history.csv", newline="") as file:
                 assert len(list(csv.DictReader(file))) == epochs
-        usual = statistics.mode(children for _, children in found)  # without the moments in which workers come and go
-        found = [size for size, children in found if children == usual]
-        fifths = [max(found[len(found) * i // 5 : len(found) * (i + 1) // 5]) for i in range(5)]
-        print(f"| {listed:,} | {epochs} | {' | '.join(f'{size:.0f}' for size in fifths)} |", flush=True)
+        usual = statistics.mode(children for *_, children in found)  # without the moments in which workers come and go
+        found = [sizes for *sizes, children in found if children == usual]
+        for name, sizes in zip(("the script", "with its workers"), zip(*found, strict=True), strict=True):
+            fifths = [max(sizes[len(sizes) * i // 5 : len(sizes) * (i + 1) // 5]) for i in range(5)]
+            print(f"| {listed:,} | {epochs} | {name} | {' | '.join(f'{size:.0f}' for size in fifths)} |", flush=True)
 
 
 if __name__ == "__main__":
