@@ -289,8 +289,7 @@ def train(args, saved, stop):
         for split, loader in val_loaders.items():
             outputs, labels = evaluate(batches_of(loader), amp_dtype)
             scores[f"{split}_loss"] = criterion(outputs, labels).item()
-            confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes))
-            scores |= {f"{split}_{key}": value for key, value in metrics.scores(confusion).items()}
+            scores |= {f"{split}_{key}": value for key, value in metrics.class_scores(outputs, labels).items()}
             seen += len(labels)
         if old:  # both tasks count the same
             scores["mean_accuracy"] = (scores["val_accuracy"] + scores["old_val_accuracy"]) / 2
