@@ -1,6 +1,6 @@
 """The same job as train_classifier.py's, the way people do it otherwise; speed.py runs these side by side with it.
 
-    python benchmarks/others.py plain --data ./cats_and_dogs --weights resnet18-cifar8-64px.pth --epochs 1 [--frozen]
+    python benchmarks/others.py plain --data ./cats_and_dogs --weights resnet18-cifar8-64px.pth --epochs 1 [--frozen [by-hand]]
 
 plain: the loop of the tutorials: torchvision's transforms on PIL pictures, float32, one optimizer. fastai, lightning: the
 few lines that their documentation shows. timm: its model, its loader and its augmentation in a bare loop, with the flags
@@ -26,11 +26,11 @@ def weights_of(file):
     return {k: v.float() for k, v in state.items() if not k.startswith("fc.")}
 
 
-def resnet18(args, classes):
+def resnet18(args, classes, frozen=False):
     model = torchvision.models.resnet18()
     if args.weights:
         model.load_state_dict(weights_of(args.weights), strict=False)
-    if args.frozen:
+    if frozen:
         for parameter in model.parameters():
             parameter.requires_grad = False
     model.fc = nn.Linear(model.fc.in_features, classes)
@@ -51,7 +51,7 @@ def folders(args):
 
 def plain(args):
     (train, val), classes = folders(args)
-    model = resnet18(args, classes)
+    model = resnet18(args, classes, frozen=args.frozen)
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.001, momentum=0.9)
     for _ in range(args.epochs):
@@ -121,13 +121,21 @@ def fastai(args):
 
 def lightning(args):
     import lightning
+    from lightning.pytorch.callbacks import BaseFinetuning
 
     (train, val), classes = folders(args)
+
+    class HeadAlone(BaseFinetuning):
+        def freeze_before_training(self, module):
+            self.freeze([layer for name, layer in module.model.named_children() if name != "fc"])
+
+        def finetune_function(self, module, epoch, optimizer):
+            pass  # nothing thaws
 
     class Classifier(lightning.LightningModule):
         def __init__(self):
             super().__init__()
-            self.model = resnet18(args, classes)
+            self.model = resnet18(args, classes, frozen=args.frozen == "by-hand")
 
         def training_step(self, batch, i):
             return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
@@ -139,7 +147,8 @@ def lightning(args):
             return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-3)
 
     trainer = lightning.Trainer(max_epochs=args.epochs, accelerator="cpu", enable_progress_bar=False, logger=False,
-                                enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0)
+                                enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0,
+                                callbacks=[HeadAlone()] if args.frozen == "own" else [])
     trainer.fit(Classifier(), train, val)
     return float(trainer.callback_metrics["accuracy"])
 
@@ -155,7 +164,9 @@ def main(argv=None):
     parser.add_argument("--epochs", type=int, default=1, metavar="N")
     parser.add_argument("--size", type=int, default=224, metavar="N")
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="N")
-    parser.add_argument("--frozen", action="store_true", help="train the new head alone, as each of them does that")
+    parser.add_argument("--frozen", nargs="?", const="own", choices=["own", "by-hand"],
+                        help="train the new head alone, as each of them does that; by-hand: lightning with requires_grad = "
+                             "False in place of its callback")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     torch.manual_seed(0)

@@ -36,7 +36,8 @@ JOBS = {
     "head": {
         "ours, --cache-features 1": OURS + LEAN + " --freeze backbone --epochs 10 --cache-features 1",
         "ours, --cache-features 10": OURS + LEAN + " --freeze backbone --epochs 10 --cache-features 10",
-    } | {side: OTHERS.replace("{side}", side) + " --epochs 10 --frozen" for side in ("plain", "fastai", "lightning")},
+    } | {side: OTHERS.replace("{side}", side) + " --epochs 10 --frozen" for side in ("plain", "fastai", "lightning")}
+      | {"lightning by hand": OTHERS.replace("{side}", "lightning") + " --epochs 10 --frozen by-hand"},
 }
 
 
