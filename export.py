@@ -88,7 +88,8 @@ def write(program, size, path, about):
             if not (found.shape == expected.shape and difference <= TOLERANCE):  # true for nan as well
                 raise ExportError(f"{path} was not written: the program differs from the network by {difference:.1e} of "
                                   "the largest output; use --weights-only")
-            said = f"it differs from the network by at most {difference:.0e} of the largest output"
+            said = (f"its outputs differ from the network's by at most {difference:.0e} of the largest one" if difference
+                    else "its outputs are exactly the network's")
     temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
