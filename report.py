@@ -5,7 +5,8 @@
     print(advice(history, "val_loss"))                                   # one line, or nothing
 
 Reads history.csv (one row per epoch: train_X and val_X share a panel), args.json, and test_predictions.csv or else
-val_predictions.csv. The page holds its pictures, so it can be sent as it is; they also lie beside it as PNG files.
+val_predictions.csv; of train_continual.py also old_test_predictions.csv or old_val_predictions.csv. The page holds its
+pictures, so it can be sent as it is; they also lie beside it as PNG files.
 
 This file needs matplotlib and PIL and can be copied into any project.
 """
@@ -46,6 +47,8 @@ OPTIONS = ("data labels target log_target quantiles from old_data method ewc fis
            "l2_sp model weights head freeze unfreeze image_size augment mixup cutmix loss class_weights costs "
            "optimizer lr backbone_lr_scale layer_decay weight_decay schedule batch_size accumulate epochs "
            "patience seed").split()  # those that the page shows
+OF_METHODS = {"freeze": "freeze", "l2_sp": "l2-sp", "ewc": "ewc", "fisher": "ewc", "replay_fraction": "replay",
+              "replay_size": "replay"}  # of train_continual.py: which --method an option belongs to
 
 # ---- reading
 
@@ -93,14 +96,14 @@ def read_options(folder):
     return options
 
 
-def read_predictions(folder):
+def read_predictions(folder, prefix=""):
     """(split, rows, targets): targets are the numbers that a regression predicts, [] for a classification. Without
-    predictions, as before the end of a run: (None, [], []).
+    predictions, as before the end of a run: (None, [], []). prefix: "old_" for those of the old pictures.
     """
-    split = next((s for s in ("test", "val") if Path(folder, f"{s}_predictions.csv").exists()), None)
+    split = next((s for s in ("test", "val") if Path(folder, f"{prefix}{s}_predictions.csv").exists()), None)
     if split is None:
         return None, [], []
-    path = Path(folder, f"{split}_predictions.csv")
+    path = Path(folder, f"{prefix}{split}_predictions.csv")
     names = list((read_csv(path, lambda name: False) or [{}])[0])
     targets = [name for name in names if f"{name}_prediction" in names]
     pattern = "|".join(f"{re.escape(t)}(_prediction|_q[-+.0-9e]+)?" for t in targets) or "probability"
@@ -548,7 +551,9 @@ def write_report(folder):
     history, options, (split, rows, targets) = read_history(folder), read_options(folder), read_predictions(folder)
     monitor = str(options.get("monitor") or "val_loss")
     best = best_row(history, monitor)
-    chosen = (f"{name} {clean(options[name]).strip('[]')}" for name in OPTIONS if options.get(name))
+    old_split, old_rows, _ = read_predictions(folder, "old_")
+    idle = {name for name, method in OF_METHODS.items() if method not in str(options.get("method") or method).split("+")}
+    chosen = (f"{name} {clean(options[name]).strip('[]')}" for name in OPTIONS if options.get(name) and name not in idle)
     facts = [("epochs", f"{len(history)}, from {history[0]['epoch']} to {history[-1]['epoch']}")]
     if best is not None:
         facts.append(("best epoch", f"{history[best]['epoch']}, {monitor} {history[best][monitor]:.6g}"))
@@ -567,6 +572,9 @@ def write_report(folder):
             more, judged = (judge_numbers(rows, targets, bool(options.get("log_target")), find) if targets
                             else judge_classes(rows, find))
             facts += more
+        if old_rows:
+            right = sum(row["truth"] == row["prediction"] for row in old_rows)
+            facts.append(("old pictures", f"accuracy {right / len(old_rows):.4f} on {old_split} ({right} of {len(old_rows)})"))
         curves = draw_curves(history, options, best), "Loss, metrics and learning rate over the epochs", ""
         pictures = {"curves.png": curves} | judged
         for name, (figure, _, _) in pictures.items():

@@ -237,6 +237,15 @@ def test_the_old_validation_split_is_scored_beside_the_new(go_on, pictures, more
     assert read(alone / "last.pt")["options"]["monitor"] == "val_accuracy"
 
 
+def test_the_page_has_both_tests_and_the_options_that_count(go_on):
+    run = go_on("--method", "replay", "--replay-size", 4, no_report=None, no_test=None)
+    with open(run / "old_test_predictions.csv", newline="") as file:
+        right = sum(row["truth"] == row["prediction"] for row in csv.DictReader(file))
+    page = (run / "report.html").read_text()
+    assert f"<td>old pictures</td><td>accuracy {right / 6:.4f} on test ({right} of 6)</td>" in page
+    assert "method replay, replay_fraction 0.5, replay_size 4, augment" in page  # no l2_sp, ewc, freeze: of other methods
+
+
 def test_an_average_with_the_classifier_it_began_from(go_on, begun, pictures, capsys):
     run = go_on(data=pictures)
     with pytest.raises(SystemExit) as done:
