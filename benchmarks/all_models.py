@@ -177,7 +177,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", action="store_true", help="train, save, rebuild and predict with each: about an hour")
     parser.add_argument("--features", action="store_true", help="only: can features be cached exactly? some minutes")
-    parser.add_argument("--export", action="store_true", help="only: can each be exported? half an hour and more")
+    parser.add_argument("--export", action="store_true", help="only: can each be exported? about a quarter of an hour")
     parser.add_argument("--models", metavar="A,B", help="these alone (default: all)")
     parser.add_argument("--out", metavar="FILE", help="write the table there too")
     args = parser.parse_args(argv)
