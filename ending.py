@@ -10,8 +10,10 @@
 This file needs the standard library alone and can be copied into any project.
 """
 
+import atexit
 import contextlib
 import errno
+import gc
 import io
 import multiprocessing
 import os
@@ -20,6 +22,9 @@ import sys
 import threading
 import time
 from types import SimpleNamespace
+
+
+atexit.register(gc.freeze)  # else Python looks through the million objects of torch, for about a second, before it ends
 
 
 class Stopped(KeyboardInterrupt):
