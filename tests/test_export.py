@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -26,12 +27,13 @@ def tiny(outputs=3):
 
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+SAID = r"its outputs (differ from the network's by at most \de-\d+ of the largest one|are exactly the network's)$"
 
 
 def test_a_program_takes_any_number_of_pictures_and_knows_its_classes(tmp_path):
     model, file = tiny(), tmp_path / "model.pt2"
     said = export.write(export.Program(model, MEAN, STD), 16, file, {"classes": ["a", "b", "c"]})
-    assert "its outputs " in said and os.listdir(tmp_path) == ["model.pt2"]
+    assert re.search(SAID, said) and os.listdir(tmp_path) == ["model.pt2"]
     about = {"about.json": ""}
     program = torch.export.load(file, extra_files=about).module()
     assert json.loads(about["about.json"]) == {"classes": ["a", "b", "c"]}
@@ -95,7 +97,7 @@ def test_onnx_without_its_packages(tmp_path, monkeypatch):
 def test_onnx(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     program = export.Program(tiny(), MEAN, STD)
-    assert "its outputs " in export.write(program, 16, tmp_path / "x.onnx", {"classes": ["a", "b", "c"]})
+    assert re.search(SAID, export.write(program, 16, tmp_path / "x.onnx", {"classes": ["a", "b", "c"]}))
     session = onnxruntime.InferenceSession(str(tmp_path / "x.onnx"))
     assert json.loads(session.get_modelmeta().custom_metadata_map["about"]) == {"classes": ["a", "b", "c"]}
     x = torch.rand(5, 3, 16, 16)

@@ -318,19 +318,20 @@ def test_the_table_of_defaults_is_true():
     assert {"--epochs", "--lr", "--batch-size", "--optimizer", "--freeze", "--patience", "--monitor"} <= checked
 
 
-def test_the_first_command_of_the_readme_and_predict_as_commands(tmp_path, monkeypatch, capsys):
+def test_the_first_command_of_the_readme_and_predict_as_commands(tmp_path):
     """What a newcomer types, in a folder of its own, with one epoch."""
     first = next(line for line in README.splitlines() if line.startswith("python3 -m venv"))
     assert first.endswith(" && python demo.py")  # which tests/test_demo.py runs; here is what it does with --draw
-    monkeypatch.chdir(tmp_path)
 
     def run(command):
         words = shlex.split(command)
         assert words[0] == "python"
-        return subprocess.run([sys.executable, str(ROOT / words[1]), *words[2:]], text=True, capture_output=True, timeout=200)
+        return subprocess.run([sys.executable, str(ROOT / words[1]), *words[2:]], cwd=tmp_path, text=True,
+                              capture_output=True, timeout=200)
 
-    demo.main(["--draw", "./cats_and_dogs"])
-    train = capsys.readouterr().out.partition("; next: ")[2]
+    drawn = run("python demo.py --draw ./cats_and_dogs")
+    assert drawn.returncode == 0
+    train = drawn.stdout.partition("; next: ")[2]
     assert len(list((tmp_path / "cats_and_dogs").rglob("*.jpg"))) == 300
     trained = run(f"{train.strip()} --epochs 1 --output runs/first")
     assert trained.returncode == 0, trained.stderr
@@ -340,5 +341,5 @@ def test_the_first_command_of_the_readme_and_predict_as_commands(tmp_path, monke
     assert found.returncode == 0 and found.stderr == ""
     assert found.stdout.splitlines()[1].split()[0] == "cats_and_dogs/test/cat/cat.1.jpg"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cats_and_dogs", "runs", "x.csv"]
-    missing = run("python demo.py --draw x.csv/a")  # a script that starts without torch: the status that a shell sees
-    assert missing.returncode == 2 and missing.stderr.startswith("error: ") and missing.stderr.count("\n") == 1
+    missing = run("python train_classifier.py --data nowhere")
+    assert (missing.returncode, missing.stderr) == (2, "error: no such folder: nowhere\n")

@@ -26,7 +26,7 @@ def rows_of(file):
 
 def test_the_radius_of_a_disc_is_learned_from_scratch(regress, tmp_path, capsys):
     """Within a minute on two cores; also the median of a range, of which a good share holds the truth."""
-    root = draw_discs(tmp_path / "many", train=140, val=30, test=40)
+    root = draw_discs(tmp_path / "many", train=200, val=40, test=60)
     regress(data=root, model="resnet18", epochs=8, batch_size=16, lr=0.002)
     words = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("this model"))
     assert float(words[4]) > 0.9, words
