@@ -23,7 +23,6 @@ import threading
 import time
 from types import SimpleNamespace
 
-
 atexit.register(gc.freeze)  # else Python looks through the million objects of torch, for about a second, before it ends
 
 

@@ -47,8 +47,8 @@ OPTIONS = ("data labels target log_target quantiles from old_data method ewc fis
            "l2_sp model weights head freeze unfreeze image_size augment mixup cutmix loss class_weights costs "
            "optimizer lr backbone_lr_scale layer_decay weight_decay schedule batch_size accumulate epochs "
            "patience seed").split()  # those that the page shows
-OF_METHODS = {"freeze": "freeze", "l2_sp": "l2-sp", "ewc": "ewc", "fisher": "ewc", "replay_fraction": "replay",
-              "replay_size": "replay"}  # of train_continual.py: which --method an option belongs to
+OF_METHODS = {"freeze": "freeze", "l2_sp": "l2-sp", "ewc": "ewc", "fisher": "ewc", "fisher_size": "ewc",
+              "replay_fraction": "replay", "replay_size": "replay"}  # of train_continual.py: option, its --method
 
 # ---- reading
 
@@ -552,7 +552,8 @@ def write_report(folder):
     monitor = str(options.get("monitor") or "val_loss")
     best = best_row(history, monitor)
     old_split, old_rows, _ = read_predictions(folder, "old_")
-    idle = {name for name, method in OF_METHODS.items() if method not in str(options.get("method") or method).split("+")}
+    methods = str(options.get("method") or "")
+    idle = [name for name, method in OF_METHODS.items() if methods and method not in methods.split("+")]
     chosen = (f"{name} {clean(options[name]).strip('[]')}" for name in OPTIONS if options.get(name) and name not in idle)
     facts = [("epochs", f"{len(history)}, from {history[0]['epoch']} to {history[-1]['epoch']}")]
     if best is not None:

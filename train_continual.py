@@ -111,9 +111,7 @@ def read_arguments(argv):
         if missing:
             parser.error(f"{option.partition(':')[0]} is needed{option[option.index(':'):]}")
     trains = "freeze" not in methods or args.freeze != "backbone"
-    rules = {option: (method in methods, f"--method {method}") for option, method in (
-        ("freeze", "freeze"), ("l2_sp", "l2-sp"), ("ewc", "ewc"), ("fisher", "ewc"), ("fisher_size", "ewc"),
-        ("replay_fraction", "replay"), ("replay_size", "replay"))}
+    rules = {option: (method in methods, f"--method {method}") for option, method in report.OF_METHODS.items()}
     rules["monitor"] = old or args.monitor not in OF_OLD, "--old-data, or another word"
     refuse_idle(parser, typed, shared_rules(args, trains) | rules)
     if not old and "monitor" not in typed and args.monitor in OF_OLD:
