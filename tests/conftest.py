@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny pictures gain nothing by m
 import pytest
 import torch
 import torchvision
+from lives import Lives
 from PIL import Image, ImageDraw
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would every script
@@ -58,6 +59,14 @@ def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "small.pth"
     torch.save(model.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def lives(tmp_path_factory):
+    """lives.start(script, *argv) runs script.main(argv) in a process of its own; see lives.py."""
+    lives = Lives(tmp_path_factory.mktemp("lives"))
+    yield lives
+    lives.close()
 
 
 SMALL = {"model": MODEL, "weights": "none", "image_size": 32, "epochs": 1, "batch_size": 8, "workers": 0, "amp": "off",

@@ -24,18 +24,11 @@ import losses
 import model as model_py
 import train_classifier
 from conftest import ROOT, SMALL, changed, command_line, draw_folder, read
-from lives import Lives, running
+from lives import running
 from test_interruptions import FULL, MIXED, assert_the_same_run
 from test_train_classifier import history
 
 TIMES = ("seconds", "images_per_second")
-
-
-@pytest.fixture(scope="module")
-def lives(tmp_path_factory):
-    lives = Lives(tmp_path_factory.mktemp("lives"))
-    yield lives
-    lives.close()
 
 
 @pytest.fixture

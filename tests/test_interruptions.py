@@ -16,7 +16,7 @@ import data
 import ending
 import train_classifier
 from conftest import ROOT, SMALL, changed, command_line, draw_folder, read
-from lives import Lives, running
+from lives import running
 from test_train_classifier import SGD, equal, history, untimed
 
 # Whatever keeps a state of its own: momenta, a scale, dropout, a thaw with a rate, accumulation with a rest, mixing.
@@ -49,13 +49,6 @@ def stop_at(patch, moment, number=signal.SIGINT):
         real(stop)
 
     patch.setattr(ending, "leave_if_asked", leave_if_asked)
-
-
-@pytest.fixture(scope="module")
-def lives(tmp_path_factory):
-    lives = Lives(tmp_path_factory.mktemp("lives"))
-    yield lives
-    lives.close()
 
 
 # ---- between any two steps
