@@ -56,6 +56,23 @@ def top_k_accuracy(outputs, labels, k):
     return hits.sum().item() / max(1, len(labels))
 
 
+def prediction_rows(files, probabilities, classes, labels=None, top_k=1):
+    """[{"file", "truth" (given `labels`), "prediction", "probability", then "prediction_2", "probability_2" and so on up
+    to `top_k`}, ...] for a CSV; of equally probable classes the first.
+
+    probabilities: (N, C). classes: their names. labels: int64 (N,).
+    """
+    values, guesses = (found[:, :top_k].tolist() for found in probabilities.sort(dim=1, descending=True, stable=True))
+    rows = [{"file": file} for file in files]
+    for i, row in enumerate(rows):
+        if labels is not None:
+            row["truth"] = classes[labels[i]]
+        for k, (value, guess) in enumerate(zip(values[i], guesses[i], strict=True), start=1):
+            nth = f"_{k}" if k > 1 else ""
+            row |= {f"prediction{nth}": classes[guess], f"probability{nth}": value}
+    return rows
+
+
 def mean_cost(confusion, costs):
     """Mean over the samples of costs[t, p], what it costs to call class t p: float (C, C), 0 where nothing is lost."""
     if costs.shape != confusion.shape:

@@ -163,14 +163,8 @@ def class_rows(args, states, outputs, good, listed):
     probabilities = torch.stack([logits.softmax(1)[:, p] for logits, p in zip(outputs, places, strict=True)]).mean(0)
     labels = torch.tensor([label for _, label in listed])
     labelled = bool((labels >= 0).all())
-    rows = []
-    for place in good:
-        values, guesses = probabilities[place].topk(min(args.top_k, len(classes)))
-        row = {"file": listed[place][0]} | ({"truth": classes[labels[place]]} if labelled else {})
-        for rank, (value, guess) in enumerate(zip(values.tolist(), guesses.tolist(), strict=True), start=1):
-            nth = "" if rank == 1 else f"_{rank}"
-            row |= {f"prediction{nth}": classes[guess], f"probability{nth}": value}
-        rows.append(row)
+    files = [listed[place][0] for place in good]
+    rows = metrics.prediction_rows(files, probabilities[good], classes, labels[good] if labelled else None, args.top_k)
     if not (labelled and good):
         return rows, None
     confusion = metrics.confusion_matrix(probabilities[good].argmax(1), labels[good], len(classes))

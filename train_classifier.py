@@ -474,10 +474,8 @@ def train(args, saved, stop):
         split = "test" if "test" in images.splits else "val"
         outputs, labels, numbers = evaluate(split, batches_of(loader_of(split), saving=False), None)  # as predict.py does
         confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes)).cpu()
-        probabilities, predicted = outputs.softmax(1).max(1)
-        rows = zip([images.splits[split][n] for n in numbers], predicted.tolist(), probabilities.tolist(), strict=True)
-        listed = [{"file": file, "truth": classes[truth], "prediction": classes[guess], "probability": p}
-                  for (file, truth), guess, p in rows]
+        files = [images.splits[split][n][0] for n in numbers.tolist()]
+        listed = metrics.prediction_rows(files, outputs.softmax(1), classes, labels)
         distributed.from_main(checkpoint.write_csv, listed, output / f"{split}_predictions.csv")
         print(f"accuracy {metrics.scores(confusion)['accuracy']:.4f} on the {len(labels)} pictures of {split}"
               f"{'' if split == 'test' else ', which chose best.pt: expect a little less on others'}\n\n"

@@ -425,11 +425,9 @@ def train(args, saved, stop):
         split = "test" if "test" in found.splits else "val"
         outputs, labels = evaluate(batches_of(loader_of(found.splits[split]), saving=False), None)  # as predict.py does
         confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes)).cpu()
-        probabilities, predicted = outputs.softmax(1).max(1)
-        read = [sample for sample in found.splits[split] if sample[0] not in (skipped or {})]
-        rows = zip(read, predicted.tolist(), probabilities.tolist(), strict=True)
-        checkpoint.write_csv([{"file": file, "truth": classes[truth], "prediction": classes[guess], "probability": p}
-                              for (file, truth), guess, p in rows], output / f"{which}{split}_predictions.csv")
+        files = [file for file, _ in found.splits[split] if file not in (skipped or {})]
+        listed = metrics.prediction_rows(files, outputs.softmax(1), classes, labels)
+        checkpoint.write_csv(listed, output / f"{which}{split}_predictions.csv")
         chose = "" if split == "test" else ", which chose best.pt: expect a little less on others"
         print(f"\n{'old' if which else 'new'} pictures: accuracy {metrics.scores(confusion)['accuracy']:.4f} on the "
               f"{len(labels)} of {split}{chose}\n\n{metrics.report(confusion, classes)}")

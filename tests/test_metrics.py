@@ -29,6 +29,16 @@ def test_precision_recall_f1_by_hand():
     assert found == pytest.approx({"accuracy": 0.5, "balanced_accuracy": balanced, "macro_f1": sum(harmonic) / 4})
 
 
+def test_prediction_rows_by_hand():
+    probabilities, names = torch.tensor([[0.25, 0.5, 0.25], [0.5, 0.0, 0.5]]), ["ant", "bee", "cat"]
+    assert metrics.prediction_rows(["a", "b"], probabilities, names) == [
+        {"file": "a", "prediction": "bee", "probability": 0.5}, {"file": "b", "prediction": "ant", "probability": 0.5}]
+    assert metrics.prediction_rows(["a"], probabilities[:1], names, torch.tensor([2]), top_k=9) == [
+        {"file": "a", "truth": "cat", "prediction": "bee", "probability": 0.5, "prediction_2": "ant", "probability_2": 0.25,
+         "prediction_3": "cat", "probability_3": 0.25}]
+    assert metrics.prediction_rows([], probabilities[:0], names) == []
+
+
 # Computed once with scikit-learn 1.9.1, which the tests do without:
 #   precision_recall_fscore_support(labels, predictions, labels=range(4), average=None, zero_division=0)
 #   precision_recall_fscore_support(..., average="macro"), accuracy_score(labels, predictions)
