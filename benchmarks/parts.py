@@ -206,6 +206,7 @@ def main(argv=None):
     parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="N")
     args = parser.parse_args(argv)
     args.data, args.weights = os.path.abspath(args.data), os.path.abspath(args.weights)
+    models.keep_freed_memory()  # as the script does
     machine = checkpoint.machine()
     print(f"{machine['cpu']}, {machine['threads']} threads, {args.workers} workers, torch {torch.__version__}, torchvision "
           f"{torchvision.__version__}, Python {platform.python_version()}, {args.rounds} rounds", flush=True)

@@ -35,8 +35,10 @@ JOBS = {
         side: OTHERS.replace("{side}", side) + " --epochs 1" for side in ("plain", "timm", "fastai", "lightning")},
     "head": {
         "ours, --cache-features 1": OURS + LEAN + " --freeze backbone --epochs 10 --cache-features 1",
+        "ours, --cache-features 1, with test and report": OURS + " --freeze backbone --epochs 10 --cache-features 1",
         "ours, --cache-features 10": OURS + LEAN + " --freeze backbone --epochs 10 --cache-features 10",
-    } | {side: OTHERS.replace("{side}", side) + " --epochs 10 --frozen" for side in ("plain", "fastai", "lightning")}
+        "ours, no cache": OURS + LEAN + " --freeze backbone --epochs 10",
+    } | {side: OTHERS.replace("{side}", side) + " --epochs 10 --frozen" for side in ("plain", "timm", "fastai", "lightning")}
       | {"lightning by hand": OTHERS.replace("{side}", "lightning") + " --epochs 10 --frozen by-hand"},
 }
 
@@ -64,8 +66,12 @@ def main(argv=None):
     args = parser.parse_args(argv)
 
     sides = {k: v for k, v in JOBS[args.job].items() if not args.sides or k.partition(",")[0] in args.sides.split(",")}
-    ours = next(iter(sides))
-    output = Path(tempfile.mkdtemp(prefix="speed-")) / "run"
+    ours = next(iter(sides), None)
+    if ours not in ("ours", "ours, --cache-features 1"):
+        parser.error(f"--sides are names of {', '.join(JOBS[args.job])}, up to a comma; ours is among them")
+    args.python = os.path.abspath(shutil.which(args.python) or args.python)  # the sides run in the folder of the repository
+    temporary = tempfile.TemporaryDirectory(prefix="speed-")
+    output = Path(temporary.name, "run")
     fill = {"{data}": ["--data", os.path.abspath(args.data)], "{weights}": ["--weights", os.path.abspath(args.weights)],
             "{workers}": [str(args.workers)], "{output}": [str(output)]}
     found, start_up = {side: [] for side in sides}, []

@@ -155,6 +155,9 @@ def test_speed_takes_ratios_within_rounds(monkeypatch, pictures, capsys):
     assert rows[1] == ["| plain", "8.5", "7.0 to 10.0", "2.00", "2.50 |"]  # 7/3 and 10/6; 6/2 and 8/4
     train_classifier.read_arguments(seen[1][1:])
     assert seen[1][0] == "train_classifier.py" and seen[2][:2] == ["benchmarks/others.py", "plain"]
+    with pytest.raises(SystemExit, match="2"):
+        speed.main(["--data", str(pictures), "--weights", "w.pth", "--sides", "plain"])
+    assert "ours is among them" in capsys.readouterr().err
     for command in speed.JOBS["head"].values():
         if command.startswith("train_classifier.py"):
             words = command.format(data="--data x", weights="--weights none", workers=1, output="y").split()
