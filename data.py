@@ -64,11 +64,12 @@ def find_images(root, val_split=0.2, least=2):
     ignored = Counter()
     folders = {"train": root}
     split_names = {*(name for names in SPLITS.values() for name in names), "training", "testing"}
-    if (root / "train").is_dir():
-        folders = {s: root / name for s, names in SPLITS.items() for name in names if (root / name).is_dir()}
-        others = {p.name for p in root.iterdir() if p.is_dir() and p not in folders.values()}
+    names = {path.name for path in _folders_in(root)}
+    if "train" in names:
+        folders = {split: root / name for split, known in SPLITS.items() for name in known if name in names}
+        others = names - {folder.name for folder in folders.values()}
         ignored.update(f"{name}/" for name in others if not name.startswith("."))
-    elif misnamed := sorted(p.name for p in root.iterdir() if p.is_dir() and p.name.lower() in split_names):
+    elif misnamed := sorted(name for name in names if name.lower() in split_names):
         raise DataError(f"{root} holds {_some(misnamed)} but no train/: name the folders train, val and test")
     found = {split: _classes_in(folder, ignored) for split, folder in folders.items()}
     classes = list(found["train"])
@@ -92,14 +93,17 @@ def find_images(root, val_split=0.2, least=2):
     return Images(classes, splits, ignored)
 
 
+def _folders_in(folder):
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError as error:
+        raise DataError(f"cannot look into {folder} ({error.strerror})") from error
+
+
 def _classes_in(folder, ignored):
     """{class name: sorted picture paths} for the folders in `folder`."""
     found = {}
-    try:
-        entries = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"cannot look into {folder} ({error.strerror})") from error
-    for entry in entries:
+    for entry in (path for path in _folders_in(folder) if not path.name.startswith(".")):
         found[entry.name] = list_folder(entry, ignored)
         if not found[entry.name]:
             raise DataError(f"class folder {entry} holds no pictures ({', '.join(e[1:] for e in EXTENSIONS)})")
@@ -658,6 +662,9 @@ def write_features(file, key, batches):
                 numbers += which.tolist()
             with writing():
                 stream.flush()
+        if not numbers:
+            raise DataError("no picture of this split can be read: has the disk gone away? python data.py --check DIR "
+                            "lists what cannot be read")
         shape = len(numbers), *x.shape[1:]
         with writing():
             features = torch.from_file(raw, size=math.prod(shape), dtype=x.dtype).view(shape)
@@ -743,6 +750,8 @@ def main(argv=None):
     kinds = ", ".join(f"{n} {kind}" for kind, n in ignored.most_common(5))
     kinds = f"; passed over: {kinds}" if kinds else ""
     lines.append(f"{len(paths)} pictures, {len(bad)} that cannot be read{kinds}")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may hold any bytes
     try:
         print("\n".join(lines), flush=True)
     except OSError:  # nobody reads it any more, as behind `| head -1`

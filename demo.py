@@ -201,7 +201,7 @@ def remove(folder, *patterns):
 
 
 def read_csv(file):
-    with open(file, newline="") as rows:
+    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as rows:  # as checkpoint.write_csv
         return list(csv.DictReader(rows))
 
 

@@ -201,10 +201,14 @@ def counts_for(count, weight=None):
 
 def gather(found):
     """Join the outputs of all processes. found: a list with a pair for each batch, tensors (N, ...) and the numbers (N,)
-    of its samples in the data set. Returns both as one tensor each, in the order of the numbers.
+    of its samples in the data set. Returns both as one tensor each, in the order of the numbers. Raises ProcessError if
+    no process has a batch.
     """
     if dist.is_initialized():  # a small split may leave a process none
         found = [pair for pairs in of_all([(o.cpu(), n.cpu()) for o, n in found]) for pair in pairs]
+    if not found:
+        raise ProcessError("no picture of this split can be read: has the disk gone away? python data.py --check DIR "
+                           "lists what cannot be read")
     outputs, numbers = (torch.cat(parts) for parts in zip(*found, strict=True))
     if not dist.is_initialized():
         return outputs, numbers

@@ -112,7 +112,8 @@ def read_arguments(argv):
             parser.error(f"{option.partition(':')[0]} is needed{option[option.index(':'):]}")
     trains = "freeze" not in methods or args.freeze != "backbone"
     rules = {option: (method in methods, f"--method {method}") for option, method in report.OF_METHODS.items()}
-    rules["monitor"] = old or args.monitor not in OF_OLD, "--old-data, or another word"
+    rules |= {"monitor": (old or args.monitor not in OF_OLD, "--old-data, or another word"),
+              "tensorboard": (not args.tensorboard or report.has_tensorboard(), "its package: pip install tensorboard")}
     refuse_idle(parser, typed, shared_rules(args, trains) | rules)
     if not old and "monitor" not in typed and args.monitor in OF_OLD:
         args.monitor = "val_accuracy"
@@ -140,7 +141,7 @@ def train(args, saved, stop):
     fingerprint = "; old: ".join(data.fingerprint(found) for found in (images, old) if found)
     if saved and saved["data"] != fingerprint:
         raise data.DataError(f"{args.data} or --old-data holds other pictures ({fingerprint}) than the run was started "
-                             f"with ({saved['data']}): start a new run, --from {args.resume}")
+                             f"with ({saved['data']}): start a new run, --from {shlex.quote(args.resume)}")
     fresh = [name for name in images.classes if name not in known]
     print(f"new pictures{', of which new classes: ' + ', '.join(fresh) if fresh else ''}\n"
           f"{data.describe(images, hints=False)}")
@@ -279,6 +280,9 @@ def train(args, saved, stop):
             with torch.amp.autocast(device.type, dtype, enabled=dtype is not None):
                 outputs.append(network(data.to_input(x, mean, std)).float())
             labels.append(y)
+        if not outputs:
+            raise data.DataError("no picture of this split can be read: has the disk gone away? python data.py --check "
+                                 "DIR lists what cannot be read")
         return torch.cat(outputs), torch.cat(labels).to(device)
 
     def validate(batches_of):

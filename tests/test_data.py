@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,6 +65,15 @@ def test_walks_down_and_passes_over_what_is_no_picture(tmp_path):
     assert data.counts(images, "train") == [3, 2]
     assert images.ignored == Counter({".txt": 1, ".db": 1})
     assert "passed over what is no picture or split: 1 .db, 1 .txt" in data.describe(images)
+
+
+def test_a_folder_that_must_not_be_looked_into(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # root may look into any
+    with pytest.raises(data.DataError, match=f"cannot look into {tmp_path} .Permission denied"):
+        data.find_images(tmp_path)
 
 
 def test_links_that_lead_back_up(tmp_path):
@@ -709,6 +719,14 @@ def test_check_names_every_picture_that_cannot_be_read(tmp_path, capsys):
     assert stopped.value.code == 1 and lines[-1].startswith("40 pictures, 2 that cannot be read")
     assert [line.split(" (")[0] for line in lines[:-1]] == [
         f"cannot read {tmp_path}/train/cat/cat.1.png", f"cannot read {tmp_path}/train/dog/dog.7.png"]
+
+
+def test_check_names_files_whose_names_are_not_utf8(tmp_path, capsys):
+    draw_folder(tmp_path, train=2)
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(b"")
+    with pytest.raises(SystemExit, match="1"):
+        data.main(["--check", str(tmp_path), "-j", "0"])
+    assert f"cannot read {tmp_path}/caf\\udce9.png (" in capsys.readouterr().out
 
 
 def test_check_into_a_closed_pipe(tmp_path):

@@ -145,6 +145,12 @@ def small(tmp_path, monkeypatch):
     return commands
 
 
+def test_predictions_of_names_that_are_not_utf8(tmp_path):
+    row = {"file": "caf\udce9/Á.png", "truth": "cat"}
+    checkpoint.write_csv([row], tmp_path / "x.csv")
+    assert demo.read_csv(tmp_path / "x.csv") == [row]
+
+
 def test_the_whole_story(small, tmp_path, monkeypatch, capsys, error_of):
     demo.main(["--output", "my demo", "--seed", "3"])
     folder = tmp_path / "my demo"

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -41,6 +42,13 @@ def more(tmp_path_factory):
             for i in range(count):
                 draw(root / split / name / f"{name}.{i}.png", shape, f"more{split}{name}{i}")
     return root
+
+
+def test_old_pictures_of_which_none_can_be_read(go_on, pictures, tmp_path, error_of):
+    shutil.copytree(pictures, tmp_path / "old")
+    for picture in (tmp_path / "old/val").rglob("*.png"):
+        picture.write_bytes(b"no picture")
+    assert "no picture of this split can be read" in error_of(go_on, "--on-bad-image", "skip", old_data=tmp_path / "old")
 
 
 @pytest.fixture
