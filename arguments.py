@@ -24,6 +24,7 @@ def make_parser(description):
 
 
 ANY = 10**9  # no limit that anyone meets
+SWITCH = argparse.BooleanOptionalAction  # with its --no-..., for a run that is resumed and goes on without
 
 
 def number(kind, low, high=ANY):
@@ -94,7 +95,7 @@ def _but_for(without, add):
 MAY_CHANGE = {"data", "old_data", "labels", "epochs", "lr", "backbone_lr_scale", "layer_decay", "weight_decay",
               "patience", "unfreeze", "workers", "device", "output", "resume", "list_layers", "log_every", "save_every",
               "keep_every", "on_bad_image", "batch_size", "accumulate", "no_test", "no_report",
-              "tensorboard", "find_lr"}
+              "tensorboard", "find_lr", "compile", "deterministic"}
 DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 
 
@@ -173,12 +174,13 @@ def add_training_options(parser, metrics, about="", without=()):
         help="stop after N epochs without a better --monitor (default %(default)s: never)")
     add("--amp", choices=["auto", "off", "bf16", "fp16"], default="auto", help="precision (default %(default)s)")
     add("--device", default="auto", metavar="D", help="auto (cuda, mps, cpu in that order) or a name such as cuda:0")
-    add("--compile", action="store_true",
+    add("--compile", action=SWITCH, default=None,
         help="torch.compile, on one device: a minute or more to start, then maybe faster")
     add("--sync-bn", action="store_true",
         help="under torchrun, on GPUs: BatchNorms that train see the batches of all processes as one")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="N", help="(default %(default)s)")
-    add("--deterministic", action="store_true", help="the same bits on a GPU, too; slower (a CPU needs no asking)")
+    add("--deterministic", action=SWITCH, default=None,
+        help="the same bits on a GPU, too; slower (a CPU needs no asking)")
 
 
 def add_saving_options(parser, script):
@@ -194,7 +196,7 @@ def add_saving_options(parser, script):
         help="keep the checkpoint of every Nth epoch as epoch_<epoch>.pt (default %(default)s: none)")
     add("--no-test", action="store_true",
         help="no evaluation of best.pt at the end: the test split stays unseen while you try settings")
-    add("--tensorboard", action="store_true", help="write each epoch's numbers for TensorBoard, too")
+    add("--tensorboard", action=SWITCH, default=None, help="write each epoch's numbers for TensorBoard, too")
     add("--no-report", action="store_true", help="no pictures and no report.html at the end")
     add("--log-every", type=positive, default=10, metavar="N",
         help="optimizer steps between looks at the loss (default %(default)s)")

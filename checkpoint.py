@@ -38,8 +38,9 @@ def save(state, folder, best=False, name="last.pt", keep=None, way_out=lambda: "
     name `keep`.
 
     A reader, and a run killed at any moment, finds the old file or the new one, never a torn one; best.pt is in place
-    before last.pt says so. Raises CheckpointError, for weights or optimizer states that are not finite with the text
-    that `way_out()` gives, and when the disk refuses; the files that were there stay as they were.
+    before last.pt says so. The predictions of an earlier best.pt are removed. Raises CheckpointError, for weights or
+    optimizer states that are not finite with the text that `way_out()` gives, and when the disk refuses; the
+    checkpoints that were there stay as they were.
     """
     if broken := _not_finite(state):
         raise CheckpointError(f"not saved: {broken} is no longer finite; try half the rate: {way_out()}")
@@ -55,6 +56,8 @@ def save(state, folder, best=False, name="last.pt", keep=None, way_out=lambda: "
             os.fsync(file.fileno())
         for other in others:
             _link(temporary, _temporary(other))
+            if other.name == "best.pt":
+                _remove(*(folder / file for file in PREDICTIONS))
             os.replace(_temporary(other), other)
         os.replace(temporary, folder / name)
         _sync_folder(folder)
@@ -123,6 +126,7 @@ def go_on_in(folder, saved, file):
         found = next(filter(is_best, known), None) if history else None
         # Killed within a save, best.pt may be that of the next epoch: that epoch will come out the same again.
         if history and found != best and (goes_back or best not in places or places[best] <= here):
+            _remove(*(folder / file for file in PREDICTIONS))
             _put(found or file, best)
             if not found:
                 saved |= {"best": history[-1][saved["options"]["monitor"]], "best_epoch": saved["epoch"] - 1,
@@ -199,19 +203,22 @@ def load(path, script=None, mmap=False):
         raise CheckpointError(f"{path} is no checkpoint of this repository: it is damaged, or something else, or holds "
                               "Python objects besides tensors and plain values; nothing in it was executed") from error
     if not (isinstance(state, dict) and {"script", "model", "options"} <= state.keys()):
-        raise CheckpointError(f"{path} holds no run, perhaps bare weights: start from them with --weights {path}")
+        raise CheckpointError(f"{path} holds no run, perhaps bare weights: start from them with --weights "
+                              f"{shlex.quote(str(path))}")
     if script and state["script"] != script:
         raise CheckpointError(f"{path} was written by {state['script']}.py, not by {script}.py")
     if lacking := {"build", "hidden", "preprocessing", "optimizer", "rng", "epoch", "sums", "history"} - state.keys():
         raise CheckpointError(f"{path} lacks {', '.join(sorted(lacking))}: another version of the script wrote it; "
-                              f"start a new run from its weights, --weights {path}")
+                              f"start a new run from its weights, --weights {shlex.quote(str(path))}")
     return state
 
 
 def refuse_other_files(path, columns=None):
     """Raise CheckpointError if `path` exists and must not be written over: something else than a .csv file, or one
-    whose column names are not `columns` (if given), such as a table of labels.
+    whose column names are not `columns` (if given), such as a table of labels; or if there is no folder for it.
     """
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise CheckpointError(f"there is no folder for {path}: make it, or write elsewhere")
     if Path(path).exists() and not (Path(path).is_file() and Path(path).suffix == ".csv"):
         raise CheckpointError(f"{path} exists and is no .csv file: it was left as it is, give another name")
     if columns and Path(path).exists():
@@ -263,10 +270,9 @@ def write_weights(state_dict, path):
 
 
 KEPT = ("before_unfreeze_*.pt", "epoch_*.pt")  # beside last.pt and best.pt
-WRITTEN = (*KEPT, "last.pt", "best.pt", "history.csv", "args.json", "val_predictions.csv", "test_predictions.csv",
-           "old_val_predictions.csv", "old_test_predictions.csv",
-           "features_*.bin", "features_*.bin.raw", "report.html", "curves.png", "confusion.png", "predicted.png",
-           "residuals.png", "mistakes.png")
+PREDICTIONS = tuple(f"{which}{split}_predictions.csv" for which in ("", "old_") for split in ("val", "test"))
+WRITTEN = (*KEPT, "last.pt", "best.pt", "history.csv", "args.json", *PREDICTIONS, "features_*.bin", "features_*.bin.raw",
+           "report.html", "curves.png", "confusion.png", "predicted.png", "residuals.png", "mistakes.png")
 
 
 def start_folder(folder, options):
@@ -335,7 +341,7 @@ def resume_arguments(args, typed, script, may_change, processes=1, restarted=Fal
         begun = Path(args.output, "history.csv").exists() or any(load(path)["epoch"] > 1 for path in found)
         if begun or found and args.resume != "":
             known = [path for path in (file, file.with_name("best.pt"), *found) if path in found]
-            go_on = f"go on with it by --resume {known[0]}, or " if known else ""
+            go_on = f"go on with it by --resume {shlex.quote(str(known[0]))}, or " if known else ""
             raise CheckpointError(f"{args.output} already holds a run: {go_on}give another --output")
     return args, saved
 

@@ -204,9 +204,10 @@ def last_words(error, command=""):
     elif isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in text or "DefaultCPUAllocator" in text)
     ):
-        text = (f"error: {text.partition('. ')[0] or 'out of memory'}: take a smaller --batch-size (with a larger "
-                "--accumulate, so that their product stays), --amp bf16, with a frozen backbone --cache-features 1, or "
-                "fewer --workers")
+        text = (f"error: {text.partition('. ')[0] or 'out of memory'}: take a smaller --batch-size (in training with a "
+                "larger --accumulate, so that their product stays), or fewer --workers")
+        if not command:  # a run that goes on keeps these
+            text += "; or --amp bf16, or in training with a frozen backbone --cache-features 1"
     elif isinstance(error, RuntimeError) and "DataLoader worker" in text:
         text = (f"error: {text.partition('. ')[0].rstrip('. ')}: perhaps memory has run out; take fewer --workers, or "
                 "0 (in a container, more shared memory: --shm-size)")
@@ -215,9 +216,10 @@ def last_words(error, command=""):
     elif isinstance(error, OSError) and error.errno in FULL:
         text = f"error: {text}: perhaps fewer --workers (in a container, more shared memory: --shm-size)"
     elif isinstance(error, RuntimeError) and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        text = f"error: torch.compile has failed ({text[:300]}): leave out --compile"
+        text = f"error: torch.compile has failed ({text[:300]}): leave out --compile, or say --no-compile"
     elif isinstance(error, RuntimeError) and "deterministic" in text:
-        text = f"error: {text.partition(' does not have')[0]} has no deterministic form here: leave out --deterministic"
+        text = (f"error: {text.partition(' does not have')[0]} has no deterministic form here: leave out "
+                "--deterministic, or say --no-deterministic")
     elif isinstance(error, (RuntimeError, OSError)):
         raise error
     else:

@@ -457,7 +457,7 @@ def pick_device(name="auto", deterministic=False):
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-    torch.use_deterministic_algorithms(deterministic)
+    torch.use_deterministic_algorithms(bool(deterministic))
     available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(available if name == "auto" else name)

@@ -189,6 +189,16 @@ def number_rows(args, states, outputs, good, paths, truth):
     return rows, f"on the {len(good)} pictures {of_which}:\n\n{report}"
 
 
+def columns_of(args, state, listed, truth):
+    """The columns of what `class_rows` or `number_rows` will return."""
+    if "classes" in state:
+        truth = torch.zeros(1, dtype=torch.int64) if all(label >= 0 for _, label in listed) else None
+        return list(metrics.prediction_rows([""], torch.zeros(1, len(state["classes"])), state["classes"], truth, args.top_k)[0])
+    levels, zeros = state["quantiles"], torch.zeros(1, len(state["targets"]))
+    quantiles = zeros[..., None].expand(-1, -1, len(levels)) if levels else None
+    return list(tables.prediction_rows([""], state["targets"], zeros, quantiles, levels, truth)[0])
+
+
 def predict(args):
     states = load_checkpoints(args.checkpoint)
     state = states[0]
@@ -209,9 +219,9 @@ def predict(args):
     else:
         listed = list_pictures(args.pictures, classes)
     if args.csv:  # now, and not after all the predicting
-        checkpoint.refuse_other_files(args.csv)
         if args.labels and Path(args.csv).exists() and os.path.samefile(args.csv, args.labels):
             raise tables.TableError(f"--csv {args.csv} would write over the labels: give another name")
+        checkpoint.refuse_other_files(args.csv, columns_of(args, state, listed, truth))
 
     paths = [path for path, _ in listed]
     if moving := data.animated(paths):

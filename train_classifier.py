@@ -96,6 +96,7 @@ def read_arguments(argv):
         "class_weight_mean": (args.class_weights, "--class-weights"),
         "l2_sp": (freeze.backbone_trains(args.freeze, args.unfreeze) and args.weights.lower() != "none",
                   "a pretrained backbone that trains or thaws"),
+        "tensorboard": (not args.tensorboard or report.has_tensorboard(), "its package: pip install tensorboard"),
     })
     fill_defaults(args)
     return args, saved
@@ -113,7 +114,7 @@ def train(args, saved, stop):
     classes, fingerprint = images.classes, data.fingerprint(images)
     if saved and saved["data"] != fingerprint:
         raise data.DataError(f"{args.data} holds other pictures ({fingerprint}) than the run was started with "
-                             f"({saved['data']}): start a new run from its weights, --weights {args.resume}")
+                             f"({saved['data']}): start a new run from its weights, --weights {shlex.quote(args.resume)}")
     print(distributed.from_main(data.describe, images))
 
     # ---- 4 model and head --------------------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ def read_arguments(argv):
         "huber_delta": (args.loss == "huber" and not args.quantiles, "--loss huber"),
         "hidden": (args.head == "mlp", "--head mlp"),
         "head": listing, "dropout": listing,
+        "tensorboard": (not args.tensorboard or report.has_tensorboard(), "its package: pip install tensorboard"),
     })
     fill_defaults(args)
     return args, saved
@@ -110,7 +111,7 @@ def train(args, saved, stop):
     fingerprint = tables.fingerprint(table)
     if saved and saved["data"] != fingerprint:
         raise tables.TableError(f"{labels} holds other rows ({fingerprint}) than the run was started with "
-                                f"({saved['data']}): start a new run from its weights, --weights {args.resume}")
+                                f"({saved['data']}): start a new run from its weights, --weights {shlex.quote(args.resume)}")
     print("\n".join([tables.describe(table), *distributed.from_main(data.pictures_to_know_of, table.splits)]))
     scale = tables.fit_scale(table.values["train"], args.log_target)  # mean and standard deviation
     wanted = {split: tables.standardize(values, scale).float() for split, values in table.values.items()}

@@ -469,8 +469,11 @@ def test_out_of_memory_names_the_way_out(train, monkeypatch, error_of):
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", fail)
         error = error_of(train_classifier.main, ["--resume", str(run / "last.pt"), "--epochs", "2"])
-    assert error.startswith("error: CUDA out of memory: take a smaller --batch-size (with a larger --accumulate")
-    assert error.endswith(f"go on with: python train_classifier.py --resume {run}/last.pt")
+    assert error.startswith("error: CUDA out of memory: take a smaller --batch-size (in training with a larger --accumulate")
+    assert error.endswith(f"or fewer --workers; go on with: python train_classifier.py --resume {run}/last.pt")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", fail)
+        assert error_of(train).endswith("; or --amp bf16, or in training with a frozen backbone --cache-features 1")
 
 
 def test_real_lack_of_memory(lives, pictures, tmp_path):
@@ -591,6 +594,17 @@ def test_skipping_what_cannot_be_read(train, damaged, capsys, error_of):
     assert_the_same_run(run, run.with_name("other"))
 
 
+@pytest.mark.parametrize("split, options", [
+    ("test", []), ("val", []), ("val", ["--freeze", "backbone", "--cache-features", "1"])])
+def test_a_split_of_which_nothing_can_be_read(train, pictures, tmp_path, error_of, split, options):
+    shutil.copytree(pictures, tmp_path / "data")
+    for picture in (tmp_path / "data" / split).rglob("*.png"):
+        picture.write_bytes(b"no picture")
+    error = error_of(train, "--on-bad-image", "skip", *options, data=tmp_path / "data", output=tmp_path / "run")
+    assert error.startswith("error: no picture of this split can be read") and "data.py --check" in error
+    assert (tmp_path / "run/last.pt").exists() == (split == "test")
+
+
 def test_half_a_step_is_not_saved(train, error_of, tmp_path):
     """The second batch of the second step of two cannot be read: the state stays that after the first step."""
     root = draw_folder(tmp_path / "data", train=10, val=4, test=3)
@@ -660,7 +674,16 @@ def test_what_cannot_be_computed_deterministically_is_said():
     words = ("adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set "
              "'torch.use_deterministic_algorithms(True)'. You can turn off determinism")
     assert ending.last_words(RuntimeError(words)) == (
-        "error: adaptive_avg_pool2d_backward_cuda has no deterministic form here: leave out --deterministic", 2)
+        "error: adaptive_avg_pool2d_backward_cuda has no deterministic form here: leave out --deterministic, or "
+        "say --no-deterministic", 2)
+
+
+def test_a_resumed_run_can_leave_out_what_does_not_work_here(train):
+    run = train("--deterministic", "--no-test")
+    train_classifier.main(["--resume", str(run / "last.pt"), "--epochs", "2", "--no-deterministic", "--no-compile",
+                           "--no-tensorboard"])
+    options = read(run / "last.pt")["options"]
+    assert [options[name] for name in ("deterministic", "compile", "tensorboard", "no_test")] == [False] * 3 + [True]
 
 
 def test_a_network_that_cannot_be_compiled(train, monkeypatch, error_of):
@@ -672,7 +695,7 @@ def test_a_network_that_cannot_be_compiled(train, monkeypatch, error_of):
     monkeypatch.setattr(torch, "compile", lambda model: fail)
     monkeypatch.setattr(train_classifier.freeze, "train_mode", lambda model: None)
     error = error_of(train, "--compile")
-    assert error == "error: torch.compile has failed (no C++ compiler was found): leave out --compile"
+    assert error == "error: torch.compile has failed (no C++ compiler was found): leave out --compile, or say --no-compile"
 
 
 def test_predictions_into_a_closed_pipe(lives, train, pictures):

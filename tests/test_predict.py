@@ -90,6 +90,16 @@ def test_weights_only_loads_into_plain_torchvision(run, tmp_path, pictures, erro
     assert "start from them with --weights" in error_of(predict.main, ["--checkpoint", str(tmp_path / "w.pth"), str(pictures)])
 
 
+def test_a_table_that_cannot_be_written_is_said_before_the_predicting(run, pictures, tmp_path, error_of, monkeypatch):
+    argv, table = ["--checkpoint", str(run / "best.pt"), str(pictures / "test"), "--csv"], str(tmp_path / "x.csv")
+    assert call(*argv, table, "--top-k", 2) == 0
+    monkeypatch.setattr(predict, "run_network", None)
+    assert "exists with other columns" in error_of(predict.main, [*argv, table])
+    assert "there is no folder for" in error_of(predict.main, [*argv, str(tmp_path / "no/x.csv")])
+    monkeypatch.undo()
+    assert call(*argv, table, "--top-k", 2) == 0  # the same columns again
+
+
 @pytest.mark.parametrize("argv, words", [
     (["nowhere.jpg"], "no such picture, folder or glob: nowhere.jpg"), (["*.none"], "no such picture, folder or glob"),
     ([], "name pictures, folders or globs"), (["x", "--top-k", "0"], "--top-k: 0 is out of range"),

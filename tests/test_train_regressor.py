@@ -250,6 +250,19 @@ def test_nothing_is_written_over(regress, discs, tmp_path, error_of):
     assert labels.read_bytes() == before
 
 
+def test_a_table_of_other_columns_is_said_before_the_predicting(regress, discs, tmp_path, error_of, monkeypatch):
+    run, table = regress("--quantiles", "0.1,0.5", no_test=True), tmp_path / "x.csv"
+    argv = ["--checkpoint", str(run / "best.pt"), "--csv", str(table)]
+    with pytest.raises(SystemExit, match="0"):
+        predict.main([*argv, str(discs / "val")])
+    assert list(rows_of(table)[0]) == ["file", "radius_prediction", "radius_q0.1", "radius_q0.5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "run_network", None)
+        assert "exists with other columns" in error_of(predict.main, [*argv, "--labels", str(discs / "labels.csv")])
+    with pytest.raises(SystemExit, match="0"):
+        predict.main([*argv, str(discs / "test")])
+
+
 def test_list_layers_needs_no_data(capsys):
     train_regressor.main(["--list-layers", "--model", MODEL, "--target", "a,b"])
     assert "2,050" in capsys.readouterr().out
