@@ -36,6 +36,8 @@ WORST = 24  # thumbnails of mistakes
 SWAPS = 12  # pairs of classes in the table of what is taken for what
 SIDE = 280  # their pixels
 MOST_CLASSES = 100  # in the picture of the confusion matrix
+MOST_TARGETS = 12  # in the pictures of numbers
+MOST_PANELS = 24  # in the picture of the curves
 MARK = "report.py"  # stands at the beginning of every file that is written here
 HEADINGS = {"curves.png": "Training", "confusion.png": "Classes", "predicted.png": "Predicted and true",
             "residuals.png": "Errors", "mistakes.png": "The worst mistakes"}
@@ -241,7 +243,7 @@ def draw_curves(history, options, best=None):
     place in the history), and what thaws.
     """
     kinds = [re.fullmatch("(train|val|old_val)_(.+)", name) for name in history[0]]
-    names = sorted(dict.fromkeys(kind[2] for kind in kinds if kind), key="loss".__ne__)  # the loss comes first
+    names = sorted(dict.fromkeys(kind[2] for kind in kinds if kind), key="loss".__ne__)[:MOST_PANELS]  # loss comes first
     panels = {name: {f"{kind}_{name}": style for kind, style in STYLES.items() if f"{kind}_{name}" in history[0]}
               for name in names}
     panels |= {"learning rate": {"lr": STYLES["lr"]}} if "lr" in history[0] else {}
@@ -531,11 +533,15 @@ def judge_numbers(rows, targets, log, find):
                 for file, _, t, p, error in worst]
     found = {}
     if values:
-        predicted, residuals = draw_numbers(values, log)
+        if len(values) > MOST_TARGETS:
+            facts.append(("pictures", f"of the first {MOST_TARGETS} of {len(values)} targets; the curves of the first "
+                                      f"{MOST_PANELS} numbers"))
+        predicted, residuals = draw_numbers(dict(list(values.items())[:MOST_TARGETS]), log)
         found["predicted.png"] = predicted, "Predicted against true numbers; the same on the dashed line", ""
         found["residuals.png"] = residuals, "Predicted minus true, against the truth and as a histogram", ""
     if sections:
         lines = table(["file", "target", "true", "predicted", "error"], lines, "words")
+        sections = dict(list(sections.items())[:MOST_TARGETS])
         found["mistakes.png"] = draw_sheet(sections), f"Thumbnails: {'; '.join(sections)}", folded("As a table", lines)
     return facts, found
 
@@ -554,6 +560,7 @@ def write_report(folder):
     old_split, old_rows, _ = read_predictions(folder, "old_")
     methods = str(options.get("method") or "")
     idle = [name for name, method in OF_METHODS.items() if methods and method not in methods.split("+")]
+    idle += ["loss"] if options.get("quantiles") else []
     chosen = (f"{name} {clean(options[name]).strip('[]')}" for name in OPTIONS if options.get(name) and name not in idle)
     facts = [("epochs", f"{len(history)}, from {history[0]['epoch']} to {history[-1]['epoch']}")]
     if best is not None:
@@ -595,6 +602,14 @@ def write_report(folder):
     return [folder / name for name in (*files, "report.html")]
 
 
+def has_tensorboard():
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def tensorboard_writer(folder, epoch):
     """A SummaryWriter into folder/tensorboard, which passes over what an earlier run wrote from `epoch` on. Raises
     ReportError where TensorBoard is not installed.
@@ -602,8 +617,8 @@ def tensorboard_writer(folder, epoch):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ReportError(f"--tensorboard needs TensorBoard ({error}): pip install tensorboard, or leave it out "
-                          "(report.html has the same curves)") from error
+        raise ReportError(f"--tensorboard needs TensorBoard ({error}): pip install tensorboard, or say "
+                          "--no-tensorboard (report.html has the same curves)") from error
     return SummaryWriter(str(Path(folder, "tensorboard")), purge_step=epoch)
 
 
@@ -675,6 +690,8 @@ def main(argv=None):
         paths = write_report(parser.parse_args(argv).folder)
     except ReportError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, "\nstopped\n")
     print(f"wrote {clean(paths[-1])}, and beside it {', '.join(path.name for path in paths[:-1])}")
 
 

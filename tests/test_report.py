@@ -378,6 +378,30 @@ def test_the_page_of_a_regression(folder, blank):
         assert [float(row[4]) for row in shown] == [float(f"{e:.6g}") for e in sorted(errors, reverse=True)[:12]]
 
 
+def test_a_page_of_more_targets_than_can_be_drawn(folder, blank):
+    """200 landmarks: drawn whole, the curves alone would be 140,000 pixels high."""
+    targets = [f"x{i}" for i in range(200)]
+    history = epochs(2, **{f"val_{score}_{t}": lambda e: 3 - e for score in ("mae", "rmse", "r2", "medape") for t in targets})
+    run = folder(history, regressed(5, targets, ranged=False), target=targets, monitor="val_loss")
+    report.write_report(run)
+    page = Page(run / "report.html")
+    assert page.facts()["pictures"] == "of the first 12 of 200 targets; the curves of the first 24 numbers"
+    assert set(targets) < set(page.facts()) and len(page.table("file", "target", "true", "predicted", "error")) >= 200
+    for name in ("curves.png", "predicted.png", "residuals.png", "mistakes.png"):
+        width, height = Image.open(run / name).size
+        assert height < 8000, name
+
+
+def test_the_loss_of_quantiles_is_not_that_of_the_option(folder, blank):
+    run = folder(loss="huber", quantiles=[0.1, 0.5], monitor="val_loss")
+    report.write_report(run)
+    assert "quantiles 0.1, 0.5" in Page(run / "report.html").facts()["options"]
+    assert "loss huber" not in Page(run / "report.html").facts()["options"]
+    folder(loss="huber", monitor="val_loss")
+    report.write_report(run)
+    assert "loss huber" in Page(run / "report.html").facts()["options"]
+
+
 @pytest.mark.parametrize("count, ranged, log, scale", [(1, False, False, 1e6), (40, True, True, 1e6),
                                                        (400, True, False, 1e-4)])
 def test_numbers_are_drawn_whole(count, ranged, log, scale):
@@ -581,7 +605,8 @@ def test_numbers_for_tensorboard(train, monkeypatch, error_of, tmp_path):
     import train_classifier
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed
-    assert "pip install tensorboard" in error_of(train, "--tensorboard")
+    assert "pip install tensorboard" in error_of(train, "--tensorboard", output=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
     seen = []
 
     class SummaryWriter:
@@ -602,3 +627,7 @@ def test_numbers_for_tensorboard(train, monkeypatch, error_of, tmp_path):
     expected = [[(name, float(value), int(row["epoch"])) for name, value in row.items() if name != "epoch"] for row in rows]
     board = str(folder / "tensorboard")
     assert seen == [(board, 0), *expected[0], (board, 1), *expected[1]]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # gone on another machine
+    resumed = ["--resume", str(folder / "last.pt"), "--epochs", "3"]
+    assert "--no-tensorboard" in error_of(train_classifier.main, resumed)
+    train_classifier.main([*resumed, "--no-tensorboard"])
