@@ -378,7 +378,7 @@ def test_the_page_of_a_regression(folder, blank):
         assert [float(row[4]) for row in shown] == [float(f"{e:.6g}") for e in sorted(errors, reverse=True)[:12]]
 
 
-def test_a_page_of_more_targets_than_can_be_drawn(folder, blank):
+def test_a_page_of_more_targets_than_can_be_drawn(folder):
     """200 landmarks: drawn whole, the curves alone would be 140,000 pixels high."""
     targets = [f"x{i}" for i in range(200)]
     history = epochs(2, **{f"val_{score}_{t}": lambda e: 3 - e for score in ("mae", "rmse", "r2", "medape") for t in targets})
