@@ -57,7 +57,7 @@ def save(state, folder, best=False, name="last.pt", keep=None, way_out=lambda: "
         for other in others:
             _link(temporary, _temporary(other))
             if other.name == "best.pt":
-                _remove(*(folder / file for file in PREDICTIONS))
+                _remove_predictions(folder)
             os.replace(_temporary(other), other)
         os.replace(temporary, folder / name)
         _sync_folder(folder)
@@ -119,6 +119,8 @@ def go_on_in(folder, saved, file):
                 number += 1
                 aside = path.with_name(f"{path.stem}_until_{end}_{number}.pt")
             _link(path, aside)
+            if path == best:
+                _remove_predictions(folder)
             if path in kept or path == best and not history:
                 path.unlink()  # best.pt and last.pt are replaced below, in one step
             said.append(f"going back: {path.name} of a later epoch is now {aside.name}")
@@ -126,7 +128,7 @@ def go_on_in(folder, saved, file):
         found = next(filter(is_best, known), None) if history else None
         # Killed within a save, best.pt may be that of the next epoch: that epoch will come out the same again.
         if history and found != best and (goes_back or best not in places or places[best] <= here):
-            _remove(*(folder / file for file in PREDICTIONS))
+            _remove_predictions(folder)
             _put(found or file, best)
             if not found:
                 saved |= {"best": history[-1][saved["options"]["monitor"]], "best_epoch": saved["epoch"] - 1,
@@ -174,6 +176,14 @@ def _remove(*paths):
     for path in paths:
         with contextlib.suppress(OSError):
             os.unlink(path)
+
+
+def _remove_predictions(folder):
+    """Those of a best.pt that is going to be replaced. A file of that name which is something else stays."""
+    for path in (folder / name for name in PREDICTIONS):
+        with contextlib.suppress(OSError):
+            if _starts_with(path, "file,"):
+                path.unlink()
 
 
 def _sync_folder(folder):

@@ -20,6 +20,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -598,8 +599,8 @@ def mix(x, y, mixer, *numbers):
 
 def features_key(weights, head, *depends_on):
     """A short text that is the same as long as features are: a hash of the weights (a state_dict) outside the top-level
-    block of `head`, and of all else; of an ImageList that is its transform, its seed, and the name, size and time of
-    each file.
+    block of `head`, and of all else; of an ImageList that is its transform (of functions in it the name alone), its
+    seed, and the name, size and time of each file.
     """
     found = hashlib.sha256()
     for name, tensor in weights.items():
@@ -611,7 +612,7 @@ def features_key(weights, head, *depends_on):
             stats = [(Path(path), os.stat(path)) for path, _ in thing.samples if os.path.exists(path)]
             files = [(os.fsencode(path.name), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
             thing = thing.transform, thing.seed, thing.size, files
-        found.update(repr(thing).encode())
+        found.update(re.sub(" at 0x[0-9a-f]+", "", repr(thing), flags=re.IGNORECASE).encode())  # else of this process alone
     return found.hexdigest()
 
 

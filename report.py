@@ -238,14 +238,19 @@ def plain_panel(figure, place, title, x, y=""):
     return axes
 
 
+def panel_names(history, options):
+    """What has a curve of the training, the validation or both: the loss comes first, then what is monitored."""
+    kinds = [re.fullmatch("(train|val|old_val)_(.+)", name) for name in history[0]]
+    monitored = str(options.get("monitor")).partition("val_")[2]
+    return sorted(dict.fromkeys(kind[2] for kind in kinds if kind), key=lambda name: (name != "loss", name != monitored))
+
+
 def draw_curves(history, options, best=None):
     """Loss, metrics and learning rate over the epochs, a line where layers thaw, a ring around the best epoch (its
     place in the history), and what thaws.
     """
-    kinds = [re.fullmatch("(train|val|old_val)_(.+)", name) for name in history[0]]
-    names = sorted(dict.fromkeys(kind[2] for kind in kinds if kind), key="loss".__ne__)[:MOST_PANELS]  # loss comes first
     panels = {name: {f"{kind}_{name}": style for kind, style in STYLES.items() if f"{kind}_{name}" in history[0]}
-              for name in names}
+              for name in panel_names(history, options)[:MOST_PANELS]}
     panels |= {"learning rate": {"lr": STYLES["lr"]}} if "lr" in history[0] else {}
     epochs = [row["epoch"] for row in history]
     left, right = min(epochs), max(epochs)
@@ -534,8 +539,7 @@ def judge_numbers(rows, targets, log, find):
     found = {}
     if values:
         if len(values) > MOST_TARGETS:
-            facts.append(("pictures", f"of the first {MOST_TARGETS} of {len(values)} targets; the curves of the first "
-                                      f"{MOST_PANELS} numbers"))
+            facts.append(("pictures", f"of the first {MOST_TARGETS} of {len(values)} targets"))
         predicted, residuals = draw_numbers(dict(list(values.items())[:MOST_TARGETS]), log)
         found["predicted.png"] = predicted, "Predicted against true numbers; the same on the dashed line", ""
         found["residuals.png"] = residuals, "Predicted minus true, against the truth and as a histogram", ""
@@ -583,7 +587,9 @@ def write_report(folder):
         if old_rows:
             right = sum(row["truth"] == row["prediction"] for row in old_rows)
             facts.append(("old pictures", f"accuracy {right / len(old_rows):.4f} on {old_split} ({right} of {len(old_rows)})"))
-        curves = draw_curves(history, options, best), "Loss, metrics and learning rate over the epochs", ""
+        left_out = panel_names(history, options)[MOST_PANELS:]
+        more = f"<p>Without a curve, but in the history below: {shown(', '.join(left_out))}.</p>" if left_out else ""
+        curves = draw_curves(history, options, best), "Loss, metrics and learning rate over the epochs", more
         pictures = {"curves.png": curves} | judged
         for name, (figure, _, _) in pictures.items():
             figure.savefig(buffer := io.BytesIO(), format="png", metadata={"Software": MARK})

@@ -36,13 +36,15 @@ def test_last_and_best(tmp_path):
 def test_predictions_are_those_of_best(tmp_path):
     """Those of the best.pt before would be taken for the new one's."""
     checkpoint.save(state(1), tmp_path, best=True)
-    for name in ("test_predictions.csv", "old_val_predictions.csv", "my_predictions.csv"):
-        (tmp_path / name).touch()
+    names = "test_predictions.csv", "old_val_predictions.csv", "my_predictions.csv"
+    for name in names:
+        (tmp_path / name).write_text("file,truth,prediction,probability\n")
+    (tmp_path / "val_predictions.csv").write_text("id,guess\n")  # somebody's own
     checkpoint.save(state(2), tmp_path)
     checkpoint.save(state(2), tmp_path, name="before_unfreeze_3.pt", keep="epoch_1.pt")
-    assert len(list(tmp_path.glob("*.csv"))) == 3
+    assert {path.name for path in tmp_path.glob("*.csv")} == {*names, "val_predictions.csv"}
     checkpoint.save(state(3), tmp_path, best=True)
-    assert [path.name for path in tmp_path.glob("*.csv")] == ["my_predictions.csv"]
+    assert {path.name for path in tmp_path.glob("*.csv")} == {"my_predictions.csv", "val_predictions.csv"}
 
 
 def test_without_hard_links(tmp_path, monkeypatch):

@@ -149,6 +149,7 @@ def test_going_back_to_the_very_beginning_keeps_what_is_left_behind(train, weigh
         stop_at(patch, 1)
         train_classifier.main(["--resume", str(back / "before_unfreeze_0.pt")])
     assert not (back / "history.csv").exists() and read(back / "last.pt")["step"] == 1
+    assert not list(back.glob("*_predictions.csv"))
     # from the middle of an epoch back to its beginning
     train_classifier.main(["--resume", str(back / "before_unfreeze_0.pt"), "--epochs", "1"])
     assert read(back / "last_until_0.pt")["step"] == 1
