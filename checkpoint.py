@@ -54,10 +54,10 @@ def save(state, folder, best=False, name="last.pt", keep=None, way_out=lambda: "
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        if best:
+            _remove_predictions(folder)
         for other in others:
             _link(temporary, _temporary(other))
-            if other.name == "best.pt":
-                _remove_predictions(folder)
             os.replace(_temporary(other), other)
         os.replace(temporary, folder / name)
         _sync_folder(folder)

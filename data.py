@@ -338,6 +338,8 @@ def _centre_part(image):
 
 
 BadImage = namedtuple("BadImage", "path reason")
+NONE_READ = ("no picture of this split can be read: has the disk gone away? python data.py --check DIR lists what cannot be "
+             "read")
 
 
 class ImageList(Dataset):
@@ -496,6 +498,17 @@ def make_loader(dataset, order, workers=0, pin_memory=False):
         worker_init_fn=_live_and_die_with_the_script,
         generator=torch.Generator(),  # else each epoch draws from the global one, and dropout depends on it
     )
+
+
+def eval_loader(samples, preprocessing, batch_size, workers=0, rank=0, processes=1):
+    """A DataLoader over [(path, label), ...] in their order, as they are evaluated: resized, the centre cut out.
+
+    preprocessing: a dict with image_size, resize_size, interpolation. Of several processes, each reads its share.
+    """
+    size = preprocessing["image_size"]
+    plain = eval_transform(size, preprocessing["interpolation"], preprocessing["resize_size"])
+    order = SeededBatches(len(samples), batch_size, rank=rank, processes=processes)
+    return make_loader(ImageList(samples, plain, size=2 * size), order, workers)
 
 
 def _live_and_die_with_the_script(worker_id):
@@ -664,8 +677,7 @@ def write_features(file, key, batches):
             with writing():
                 stream.flush()
         if not numbers:
-            raise DataError("no picture of this split can be read: has the disk gone away? python data.py --check DIR "
-                            "lists what cannot be read")
+            raise DataError(NONE_READ)
         shape = len(numbers), *x.shape[1:]
         with writing():
             features = torch.from_file(raw, size=math.prod(shape), dtype=x.dtype).view(shape)

@@ -136,18 +136,15 @@ def run_network(args, state, device, paths):
     model.to(device, memory_format=torch.channels_last).eval()
     _, _, amp_dtype = pick_precision(args.amp, model, device)
     preprocessing = state["preprocessing"]
-    size, resize_size, interpolation = (preprocessing[k] for k in ("image_size", "resize_size", "interpolation"))
     mean, std = (torch.tensor(preprocessing[k], device=device).view(3, 1, 1) for k in ("mean", "std"))
     # The "label" that the loader hands on is the picture's place in the list, since bad pictures drop out of a batch.
     numbered = [(path, place) for place, path in enumerate(paths)]
-    pictures = data.ImageList(numbered, data.eval_transform(size, interpolation, resize_size), size=2 * size)
-    order = data.SeededBatches(len(paths), args.batch_size)
     workers = args.workers if len(paths) > args.batch_size else 0  # starting processes costs more than one batch
-    loader = data.make_loader(pictures, order, workers)
+    loader = data.eval_loader(numbered, preprocessing, args.batch_size, workers)
 
     outputs, bad = torch.zeros(1 + args.tta, len(paths), len(output_names(state))), {}
     with torch.inference_mode(), torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-        for x, places in tqdm(data.batches(loader, bad), "predict", len(order), leave=False, disable=None):
+        for x, places in tqdm(data.batches(loader, bad), "predict", len(loader), leave=False, disable=None):
             x = data.to_input(x, mean, std)
             for view in range(1 + args.tta):
                 outputs[view, places] = model(x.flip(3) if view else x).float().cpu()

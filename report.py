@@ -608,23 +608,20 @@ def write_report(folder):
     return [folder / name for name in (*files, "report.html")]
 
 
-def has_tensorboard():
+def check_tensorboard(wanted):
+    """Before anything is written: raise ReportError if TensorBoard is wanted and not installed."""
     try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-def tensorboard_writer(folder, epoch):
-    """A SummaryWriter into folder/tensorboard, which passes over what an earlier run wrote from `epoch` on. Raises
-    ReportError where TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
+        if wanted:
+            import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
         raise ReportError(f"--tensorboard needs TensorBoard ({error}): pip install tensorboard, or say "
                           "--no-tensorboard (report.html has the same curves)") from error
+
+
+def tensorboard_writer(folder, epoch):
+    """A SummaryWriter into folder/tensorboard, which passes over what an earlier run wrote from `epoch` on."""
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(Path(folder, "tensorboard")), purge_step=epoch)
 
 

@@ -96,8 +96,8 @@ def read_arguments(argv):
         "class_weight_mean": (args.class_weights, "--class-weights"),
         "l2_sp": (freeze.backbone_trains(args.freeze, args.unfreeze) and args.weights.lower() != "none",
                   "a pretrained backbone that trains or thaws"),
-        "tensorboard": (not args.tensorboard or report.has_tensorboard(), "its package: pip install tensorboard"),
     })
+    report.check_tensorboard(args.tensorboard)
     fill_defaults(args)
     return args, saved
 
@@ -270,10 +270,8 @@ def train(args, saved, stop):
     train_loader = data.make_loader(train_images, order, args.workers, pin_memory=device.type == "cuda")
 
     def loader_of(split):
-        plain = data.eval_transform(size, interpolation, resize_size)
-        pictures = data.ImageList(images.splits[split], plain, size=2 * size).numbered()
-        own = data.SeededBatches(len(pictures), args.batch_size, rank=rank, processes=processes)
-        return data.make_loader(pictures, own, args.workers)
+        numbered = [(path, number) for number, (path, _) in enumerate(images.splits[split])]
+        return data.eval_loader(numbered, preprocessing, args.batch_size, args.workers, rank, processes)
 
     @torch.inference_mode()
     def evaluate(split, batches, dtype):

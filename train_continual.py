@@ -30,7 +30,7 @@ import losses
 import metrics
 import report
 from arguments import (MAY_CHANGE, above, add_optimizer_options, add_picture_options, add_saving_options,
-                       add_training_options, count, fill_defaults, make_parser, number, positive, refuse_idle, share,
+                       add_training_options, count, fill_defaults, make_parser, number, refuse_idle, share,
                        shared_rules, typed_options)
 from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, check_image_size, grow_outputs, pick_device,
                    pick_precision, rebuild, set_dropout)
@@ -112,11 +112,11 @@ def read_arguments(argv):
             parser.error(f"{option.partition(':')[0]} is needed{option[option.index(':'):]}")
     trains = "freeze" not in methods or args.freeze != "backbone"
     rules = {option: (method in methods, f"--method {method}") for option, method in report.OF_METHODS.items()}
-    rules |= {"monitor": (old or args.monitor not in OF_OLD, "--old-data, or another word"),
-              "tensorboard": (not args.tensorboard or report.has_tensorboard(), "its package: pip install tensorboard")}
+    rules["monitor"] = old or args.monitor not in OF_OLD, "--old-data, or another word"
     refuse_idle(parser, typed, shared_rules(args, trains) | rules)
     if not old and "monitor" not in typed and args.monitor in OF_OLD:
         args.monitor = "val_accuracy"
+    report.check_tensorboard(args.tensorboard)
     fill_defaults(args)
     return args, saved
 
@@ -156,9 +156,7 @@ def train(args, saved, stop):
     skipped = {} if args.on_bad_image == "skip" else None  # {file: what is wrong with it}
 
     def loader_of(samples):
-        """Their plain pictures, in order."""
-        pictures = data.ImageList(samples, data.eval_transform(size, interpolation, resize_size), size=2 * size)
-        return data.make_loader(pictures, data.SeededBatches(len(pictures), args.batch_size), args.workers)
+        return data.eval_loader(samples, preprocessing, args.batch_size, args.workers)
 
     # ---- 4 model and head --------------------------------------------------------------------------------------------
     model, head, name = rebuild(start), start["head"], start["build"]["name"]
@@ -281,8 +279,7 @@ def train(args, saved, stop):
                 outputs.append(network(data.to_input(x, mean, std)).float())
             labels.append(y)
         if not outputs:
-            raise data.DataError("no picture of this split can be read: has the disk gone away? python data.py --check "
-                                 "DIR lists what cannot be read")
+            raise data.DataError(data.NONE_READ)
         return torch.cat(outputs), torch.cat(labels).to(device)
 
     def validate(batches_of):

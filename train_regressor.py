@@ -92,8 +92,8 @@ def read_arguments(argv):
         "huber_delta": (args.loss == "huber" and not args.quantiles, "--loss huber"),
         "hidden": (args.head == "mlp", "--head mlp"),
         "head": listing, "dropout": listing,
-        "tensorboard": (not args.tensorboard or report.has_tensorboard(), "its package: pip install tensorboard"),
     })
+    report.check_tensorboard(args.tensorboard)
     fill_defaults(args)
     return args, saved
 
@@ -261,10 +261,7 @@ def train(args, saved, stop):
     train_loader = data.make_loader(train_images, order, args.workers, pin_memory=device.type == "cuda")
 
     def loader_of(split):
-        plain = data.eval_transform(size, interpolation, resize_size)
-        pictures = data.ImageList(table.splits[split], plain, size=2 * size)
-        own = data.SeededBatches(len(pictures), args.batch_size, rank=rank, processes=processes)
-        return data.make_loader(pictures, own, args.workers)
+        return data.eval_loader(table.splits[split], preprocessing, args.batch_size, args.workers, rank, processes)
 
     def outputs_of(network, x, dtype):
         """What the network makes of a batch, and what its auxiliary heads do: each (N, T) or (N, T, Q), in float32."""

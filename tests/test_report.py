@@ -634,5 +634,7 @@ def test_numbers_for_tensorboard(train, monkeypatch, error_of, tmp_path):
     assert seen == [(board, 0), *expected[0], (board, 1), *expected[1]]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # gone on another machine
     resumed = ["--resume", str(folder / "last.pt"), "--epochs", "3"]
+    before = (folder / "args.json").read_bytes()
     assert "--no-tensorboard" in error_of(train_classifier.main, resumed)
+    assert (folder / "args.json").read_bytes() == before
     train_classifier.main([*resumed, "--no-tensorboard"])

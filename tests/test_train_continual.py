@@ -44,13 +44,6 @@ def more(tmp_path_factory):
     return root
 
 
-def test_old_pictures_of_which_none_can_be_read(go_on, pictures, tmp_path, error_of):
-    shutil.copytree(pictures, tmp_path / "old")
-    for picture in (tmp_path / "old/val").rglob("*.png"):
-        picture.write_bytes(b"no picture")
-    assert "no picture of this split can be read" in error_of(go_on, "--on-bad-image", "skip", old_data=tmp_path / "old")
-
-
 @pytest.fixture
 def go_on(begun, more, pictures, tmp_path):
     """go_on("--method", "ewc", ...) runs train_continual.main in this process and returns the run folder."""
@@ -243,6 +236,13 @@ def test_the_old_validation_split_is_scored_beside_the_new(go_on, pictures, more
     alone = go_on(old_data=None)
     assert not any("old" in k or "mean" in k for k in history(alone)[0])
     assert read(alone / "last.pt")["options"]["monitor"] == "val_accuracy"
+
+
+def test_old_pictures_of_which_none_can_be_read(go_on, pictures, tmp_path, error_of):
+    shutil.copytree(pictures, tmp_path / "old")
+    for picture in (tmp_path / "old/val").rglob("*.png"):
+        picture.write_bytes(b"no picture")
+    assert "no picture of this split can be read" in error_of(go_on, "--on-bad-image", "skip", old_data=tmp_path / "old")
 
 
 def test_the_page_has_both_tests_and_the_options_that_count(go_on):
