@@ -5,6 +5,7 @@ Run as a program it is that process: it reads requests as JSON lines, answers ea
 """
 
 import atexit
+import gc
 import json
 import os
 import signal
@@ -121,6 +122,9 @@ def main():
     import train_classifier  # noqa: F401
     import train_continual  # noqa: F401
     import train_regressor  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # else the collector of each child writes into every object of torch, and so copies it
 
     for line in sys.stdin:
         request = json.loads(line)
