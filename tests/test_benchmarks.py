@@ -3,6 +3,8 @@
 import csv
 import importlib.util
 import shlex
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 
 import data
 import train_classifier
+import train_regressor
 from conftest import MODEL, ROOT
 
 
@@ -114,10 +117,17 @@ def test_the_sheet_shows_what_each_level_does(tmp_path, error_of):
 # ---- the other programs
 
 
-def test_strategies_of_a_regression_and_its_baselines(discs, tmp_path, capsys):
+def test_strategies_of_a_regression_and_its_baselines(discs, tmp_path, capsys, monkeypatch):
+    """The command that it starts is run in this process, which has imported torch."""
+    def run(command, check, stdout):
+        assert command[:2] == [sys.executable, str(ROOT / "train_regressor.py")] and check
+        train_regressor.main(command[2:])
+
+    strategies = program("strategies")
+    monkeypatch.setattr(strategies, "subprocess", SimpleNamespace(run=run, DEVNULL=None))
     argv = ["--data", discs, "--target", "radius", "--weights", "none", "--seeds", 1, "--runs", tmp_path / "runs", "--rows",
-            "default", "--model", MODEL, "--image-size", 32, "--epochs", 1, "-j", 0]
-    program("strategies").main([str(a) for a in argv])
+            "default", "--model", MODEL, "--image-size", 32, "--epochs", 1, "-j", 0, "--no-report"]
+    strategies.main([str(a) for a in argv])
     rows = {line.split("|")[1].strip(): line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")}
     with open(tmp_path / "runs/0_0/test_predictions.csv", newline="") as file:
         found = list(csv.DictReader(file))
