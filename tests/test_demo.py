@@ -125,7 +125,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "KINDS", {kind: demo.KINDS[kind] for kind in ("cat", "dog", "owl", "pig")})
     monkeypatch.setattr(demo, "MANY", {"train": 3, "val": 2})
     monkeypatch.setattr(demo, "FEW", {"train": 3, "val": 2, "test": 5})
-    monkeypatch.setattr(demo, "SETTINGS", f"--model {MODEL} --image-size 32 --workers 0 --device cpu")
+    monkeypatch.setattr(demo, "SETTINGS", f"--model {MODEL} --image-size 32 --workers 0 --no-report --device cpu")
     monkeypatch.setattr(demo, "FIRST", "--epochs 1 --batch-size 4")
     monkeypatch.setattr(demo, "THEN", "--epochs 2 --batch-size 4")
     commands = []
