@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ import data
 import freeze
 import model as models
 import train_classifier
-from conftest import ROOT, SMALL, changed, command_line, draw_folder, read
+from conftest import SMALL, changed, command_line, draw_folder, read
 from test_interruptions import assert_the_same_run, stop_at
 from test_train_classifier import equal, history, untimed
 
@@ -115,10 +113,10 @@ def test_features_are_used_again_unless_what_they_depend_on_has_changed(train, d
     assert len(decoded) - 6 == again  # 6 of the test split
 
 
-def test_features_are_used_again_by_another_process(decoded, pictures, tmp_path):
+def test_features_are_used_again_by_another_process(lives, decoded, pictures, tmp_path):
     """In which every function lies at another address."""
     words = command_line([*CACHED, 1], SMALL | {"data": pictures, "output": tmp_path / "run"})
-    subprocess.run([sys.executable, str(ROOT / "train_classifier.py"), *words], check=True, stdout=subprocess.DEVNULL)
+    assert lives.start("train_classifier", *words).wait() == 0
     train_classifier.main(["--resume", str(tmp_path / "run/last.pt"), "--epochs", "2"])
     assert len(decoded) == 6  # of the test split
 
