@@ -1,4 +1,7 @@
-"""Shared by all tests: small drawn pictures, a small network's weights, and ways to run a script and catch its error."""
+"""Shared by all tests: small drawn pictures, a small network's weights, and ways to run a script and catch its error.
+
+torch is imported within: pytest -n 2 reads this file before it starts the two processes that run tests, and runs none.
+"""
 
 import os
 import random
@@ -9,8 +12,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny pictures gain nothing by more threads, which wait for each other
 
 import pytest
-import torch
-import torchvision
 from lives import Lives
 from PIL import Image, ImageDraw
 
@@ -51,6 +52,9 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     """A file with the weights of a 7-class network whose BatchNorms have seen some data."""
+    import torch
+    import torchvision
+
     torch.manual_seed(1)
     model = torchvision.models.get_model(MODEL, num_classes=7).train()
     with torch.no_grad():
@@ -153,10 +157,14 @@ def error_of(capsys):
 
 
 def read(file):
+    import torch
+
     return torch.load(file, weights_only=True)
 
 
 def changed(before, after):
     """The keys of two state_dicts whose tensors are not bit-identical."""
+    import torch
+
     assert before.keys() == after.keys()
     return {k for k in before if not torch.equal(before[k], after[k])}
