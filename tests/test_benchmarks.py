@@ -198,3 +198,23 @@ def test_forgetting_scores_both_test_splits_and_draws_them(pictures, tmp_path, c
         assert len({rows[name][place] for name in ("before", "--lr 0") for place in (0, 2)}) == 1  # the same six pictures
         assert Image.open(tmp_path / "x.png").size[0] > 500
     assert "train_classifier.py" not in out and out.count("python train_continual.py --from") == 2
+
+
+def test_same_weights_sees_a_bit_and_its_commands_use_every_option(capsys):
+    """And a row of the history, a key that is gone; not a time, nor a key that was added."""
+    same = program("same_weights")
+    one = {"model": {"w": torch.ones(3), "b": torch.tensor([torch.nan])}, "history": [{"val_loss": 0.5, "seconds": 1.0}], "old": 1}
+    other = {"model": {k: v.clone() for k, v in one["model"].items()}, "history": [{"val_loss": 0.5, "seconds": 2.0}], "old": 1, "new": 2}
+    assert same.say_checkpoints("last.pt", one, other) == []
+    other["model"]["w"][1] = 1 + 2**-23
+    assert same.say_checkpoints("last.pt", one, other) == ["last.pt model: 1 differ, most by 1.2e-07 in w"]
+    other["history"][0]["val_loss"] = 0.25
+    del other["old"]
+    assert len(same.say_checkpoints("last.pt", one, other)) == 3
+    same.main(["--list"])
+    text = capsys.readouterr().out
+    used = {word for word in text.split() if word.startswith("--")} | {"--batch-size", "--workers", "--weight-decay"}
+    for script, left_out in ((train_classifier, {"--compile", "--no-compile", "--sync-bn"}), (train_regressor, set())):
+        options = {o for a in script.build_parser()._actions for o in a.option_strings if o.startswith("--")}
+        options -= {o for o in options if o.startswith("--no-") and o not in used}
+        assert options - used <= {"--help", "--compile", "--sync-bn", "--tensorboard", "--wd"} | left_out
