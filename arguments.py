@@ -76,6 +76,17 @@ def typed_options(parser, argv):
     return {name: value for name, value in typed.items() if value is not untyped and value is not None}
 
 
+def refuse_unknown_choices(parser, args):
+    """End with an error for an option whose value is none of its choices: a checkpoint's, which another version of the
+    script has written.
+    """
+    for action in parser._actions:
+        value = getattr(args, action.dest, None)
+        if action.choices and value is not None and value not in action.choices:
+            parser.error(f"{action.option_strings[-1]} is {value} in the checkpoint, and this script knows "
+                         f"{', '.join(action.choices)}: resume the run with the script that began it")
+
+
 def refuse_idle(parser, typed, rules):
     """End with an error for a typed option that would do nothing. rules: {option: (does it apply?, what it needs)}."""
     for option, (applies, needs) in rules.items():

@@ -1,8 +1,17 @@
-"""Checkpoints: save last and best so that none is ever lost or torn, load safely, resume with the same options.
+"""Checkpoints: save last and best so that none is ever lost or torn, load safely, resume exactly.
 
-    save(state, "runs/a", best=True)            # writes last.pt, and best.pt as the same file
-    state = load("runs/a/last.pt", "train")     # tensors and plain values only, never code
-    args, state = resume_arguments(args, typed, "train", may_change)
+    progress = Progress()                                   # .epoch, .step, .best, ...: plain values
+    run = Run("runs/a", {"model": model, "optimizer": optimizer}, progress)
+    if Path("runs/a/last.pt").exists():
+        print(run.resume_from(load("runs/a/last.pt"), "runs/a/last.pt"))
+    for epoch in range(progress.epoch, 10):
+        with run.saved_if_interrupted(KeyboardInterrupt):   # if that arises between two optimizer steps alone
+            ...                                             # progress.step += 1 after each step
+        progress.epoch = epoch + 1
+        run.save(best=is_best)                              # last.pt, and best.pt as the same file
+
+A part is anything with `state_dict()` and `load_state_dict()`, PyTorch's own convention. A checkpoint holds tensors and
+plain values only, and is read with weights_only=True, so that it never executes code.
 
 This file needs torch alone and can be copied into any project.
 """
@@ -17,11 +26,13 @@ import os
 import platform
 import shlex
 import shutil
+import sys
 import time
 import warnings
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 try:
     import fcntl
@@ -33,16 +44,253 @@ class CheckpointError(Exception):
     """A checkpoint that cannot be written, read or continued. The message is one line that names the way out."""
 
 
-def save(state, folder, best=False, name="last.pt", keep=None, way_out=lambda: "lower --lr"):
+# ---- a run and its folder
+
+
+class Progress:
+    """How far a run has come, in plain values. They stand under these names at the top of a checkpoint.
+
+    epoch: epochs that are complete, so the number of the one that runs or comes next. step: optimizer steps so far.
+    best, best_epoch: the best score so far and the epoch that had it, None before the first. epochs_without_gain: how
+    many there were since then. plateau_scale: what a plateau schedule has cut the rates to. history: a dict of plain
+    values for each epoch.
+    """
+
+    def __init__(self):
+        self.epoch = 0
+        self.step = 0
+        self.best = None
+        self.best_epoch = None
+        self.epochs_without_gain = 0
+        self.plateau_scale = 1.0
+        self.history = []
+
+    def state_dict(self):
+        return dict(vars(self))
+
+    def load_state_dict(self, state):
+        for name in vars(self):
+            setattr(self, name, state[name])
+
+
+class Run:
+    """A run folder, and what is saved there: the states of `parts`, the progress, random numbers, `about`.
+
+    parts: {name: anything with state_dict() and load_state_dict()}. progress: a Progress. meter: what holds the sums of
+    a running epoch, if any: a metrics.Meter. about: plain values and tensors that never change; "script" (a name
+    without .py), "options" (a dict, written into args.json) and "loss" (its name, which has to stay) are used here, if
+    they are there.
+
+    Of several processes (torch.distributed) all have to make one and to call its methods; the first alone reads and
+    writes the folder, and the random numbers and sums of each are saved. While it lives, no other run may write there.
+    Raises CheckpointError.
+    """
+
+    def __init__(self, folder, parts, progress, meter=None, about=None):
+        self.folder, self.parts, self.progress, self.meter = Path(folder), parts, progress, meter
+        self.about = about or {}
+        self.script, self.options = self.about.get("script", ""), self.about.get("options", {})
+        self.is_first = not dist.is_initialized() or dist.get_rank() == 0
+        self.resumed = False
+        self.schedules = [part for part in parts.values() if isinstance(part, torch.optim.lr_scheduler.LRScheduler)]
+        self._check_schedules()
+        if self.is_first:
+            self._lock = start_folder(self.folder, self.options or {"torch": str(torch.__version__)})
+
+    def save(self, best=False, name="last.pt", keep_every=0):
+        """Write last.pt, and the same file as best.pt if it is the best so far: see `save`. At the end of an epoch
+        history.csv, too, and of every `keep_every`th one (0: of none) the same file as epoch_<epoch>.pt. Under another
+        `name`, a file that a resumed run finds there stays: it may have gone back to that.
+        """
+        totals = self.meter.totals() if self.meter else {"images": 0}
+        within_epoch = totals["images"] > 0
+        if within_epoch and "loss" in totals:
+            self.check_finite(totals["loss"] / totals["images"], f"training loss of epoch {self.progress.epoch}")
+        sums = self.meter.state_dict() if within_epoch else {}
+        of_all = _all_gather((rng_state(), sums))
+        stays = name != "last.pt" and self.resumed and (self.folder / name).exists()
+        if self.is_first and not stays:
+            self._write(best, name, keep_every, totals, of_all)
+        _broadcast(None)  # waits until it is there
+
+    def _write(self, best, name, keep_every, totals, of_all):
+        """In the first process. totals: the sums of all. of_all: of each, the random numbers and its own sums."""
+        sums = of_all[0][1]
+        epoch, keep = self.progress.epoch, None
+        if keep_every and epoch % keep_every == 0:
+            keep = f"epoch_{epoch - 1}.pt"
+        state = dict(self.about)
+        state |= {part_name: part.state_dict() for part_name, part in self.parts.items()}
+        state |= self.progress.state_dict()
+        state |= {"machine": machine(), "rng": of_all[0][0], "processes": of_all}
+        state["sums"] = {sum_name: totals.get(sum_name, own) for sum_name, own in sums.items()}
+        save(state, self.folder, best=best, name=name, keep=keep, way_out=self.slower_command,
+             weights=[part_name for part_name, part in self.parts.items() if isinstance(part, torch.nn.Module)])
+        between_epochs = sums == {}
+        if name == "last.pt" and between_epochs and self.progress.history:
+            write_csv(self.progress.history, self.folder / "history.csv")
+
+    @contextlib.contextmanager
+    def saved_if_interrupted(self, *errors):
+        """Save when one of these exceptions ends the block, and let it go on. For those alone that arise between two
+        optimizer steps, in all processes at the same time: within one, the state would hold half of it.
+        """
+        hooks = [schedule.optimizer.register_step_pre_hook(self._check_rates) for schedule in self.schedules]
+        try:
+            yield
+        except errors:
+            self.save()
+            raise
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def resume_from(self, saved, file):
+        """Bring every part, the progress, the sums and the random numbers back to where the checkpoint `saved`, read
+        from `file`, has left them. An optimizer's weight decay and peak rates stay as they are now: a resumed run may
+        change them. Returns lines that say so. Raises CheckpointError.
+        """
+        rank, processes = 0, 1
+        if dist.is_initialized():
+            rank, processes = dist.get_rank(), dist.get_world_size()
+        before, now = saved.get("loss"), self.about.get("loss")
+        if before != now and before is not None:
+            raise CheckpointError(f"the run was begun with the loss {before}, and this script has {now}: resume it with the "
+                                  "script that began it, or start a new run")
+        before, now = saved.get("options", {}).get("epochs"), self.options.get("epochs")
+        if before != now and not all(isinstance(schedule, ENDLESS) for schedule in self.schedules):
+            raise CheckpointError(f"--epochs is {now} but the run's {type(self.schedules[0]).__name__} was made for {before}: "
+                                  "it stays, or start a new run")
+        lacking = [name for name in self.parts if name not in saved]
+        if lacking:
+            raise CheckpointError(f"{file} holds no '{lacking[0]}': it was saved before that was a part of the run; start "
+                                  "a new one")
+        for name, part in self.parts.items():
+            _load_part(part, saved[name], f"{file} does not fit this run: its '{name}'")
+        rng, sums = own_state(saved, rank, processes, self.meter.over_pictures if self.meter else ())
+        if self.meter:
+            self.meter.load_state_dict(sums)
+        notes = [*machine_changes(saved), *go_on_in(self.folder, saved, file)] if self.is_first else []
+        self.progress.load_state_dict(_broadcast({name: saved[name] for name in vars(self.progress)}))
+        if rng:
+            set_rng_state(rng)
+        self.resumed = True
+        here = f"epoch {self.progress.epoch}, step {self.progress.step}"
+        return "\n".join([f"resumed from {file} at {here}", *notes])
+
+    def load_best(self):
+        """The weights (of the part "model") that best.pt holds, on the CPU, and its row of the history, in all
+        processes. Raises CheckpointError.
+        """
+        best = None
+        if self.is_first:
+            state = load(self.folder / "best.pt", self.script or None)
+            best = state["model"], state["history"][-1]
+        return _broadcast(best)
+
+    def check_finite(self, value, what):
+        """Raise CheckpointError, with the way out, unless the number is finite. what: which number it is, in words."""
+        if not math.isfinite(value):
+            raise CheckpointError(f"the {what} is {value}, nothing of it was saved; try half the rate: "
+                                  f"{self.slower_command()}")
+
+    def _check_schedules(self):
+        """PyTorch's schedules leave their mark in the optimizer's groups; one that is not saved would begin again."""
+        optimizers = [part for part in self.parts.values() if isinstance(part, torch.optim.Optimizer)]
+        marked = any("initial_lr" in group for optimizer in optimizers for group in optimizer.param_groups)
+        if marked and not self.schedules:
+            raise CheckpointError("the optimizer has a PyTorch schedule that is not among the parts of the run: it would "
+                                  'begin again when the run is resumed; add it to them, as "scheduler": scheduler')
+        rated = [spec for spec in self.options.get("unfreeze", []) if "@" in spec]
+        if rated and self.schedules:
+            raise CheckpointError(f"--unfreeze {rated[0]}: a PyTorch schedule sets the rates of this optimizer, and does not "
+                                  "look at peak_lr: leave the rate behind @ out")
+
+    def _check_rates(self, optimizer, args, kwargs):
+        """Before a step: are the rates those that PyTorch's schedule has set? Raises CheckpointError."""
+        for schedule in self.schedules:
+            rates = [group["lr"] for group in optimizer.param_groups]
+            if schedule.optimizer is optimizer and rates != list(schedule.get_last_lr()):
+                raise CheckpointError(f"a rate is {rates[-1]:g} and {type(schedule).__name__} has set "
+                                      f"{schedule.get_last_lr()[-1]:g}: something else sets it, too; drop the lines of the "
+                                      'loop that set group["lr"]')
+
+    def resume_command(self):
+        """What to type to go on with this run, '' if there is nothing to go on from, or no name of a script."""
+        return resume_command(self.script, self.folder, launcher()) if self.script else ""
+
+    def slower_command(self):
+        """What to type when the run has diverged."""
+        if "lr" not in self.options:
+            return "lower the rate"
+        thaws = dict(enumerate(self.options.get("unfreeze", [])))
+        return slower_command(self.script, self.folder, self.options["lr"], thaws, self.progress.step, launcher())
+
+
+def epochs_begun(saved):
+    """How many epochs the run that is resumed from `saved` has begun (None: it starts): one that was interrupted is
+    among them, and what happens at the start of an epoch has happened there.
+    """
+    if saved is None:
+        return 0
+    interrupted = saved["sums"] != {}
+    return saved["epoch"] + 1 if interrupted else saved["epoch"]
+
+
+# PyTorch's schedules that do not know how many steps or epochs there will be.
+ENDLESS = (torch.optim.lr_scheduler.ReduceLROnPlateau, torch.optim.lr_scheduler.StepLR,
+           torch.optim.lr_scheduler.MultiStepLR, torch.optim.lr_scheduler.ExponentialLR)
+
+
+def _load_part(part, state, what):
+    """what: says which part of which file, if it does not fit."""
+    try:
+        if isinstance(part, torch.optim.Optimizer):
+            load_optimizer(part, state)
+        elif isinstance(part, torch.optim.lr_scheduler.LRScheduler):
+            for length in ("total_steps", "T_max"):  # loading would bring the old one back
+                if getattr(part, length, None) != state.get(length):
+                    raise ValueError(f"it was made for {state.get(length)} steps, and now for {getattr(part, length)}")
+            part.load_state_dict(state)
+        elif state != {}:  # of a GradScaler that was off
+            part.load_state_dict(state)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{what} ({' '.join(str(error).split())[:200]}): go on with the program that saved it, or "
+                              "start a new run") from error
+
+
+def _all_gather(value):
+    """The values of all processes, in a list."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _broadcast(value):
+    """The first process's value, in all."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+# ---- one file
+
+
+def save(state, folder, best=False, name="last.pt", keep=None, way_out=lambda: "lower the rate", weights=("model",)):
     """Write `state` to folder/name; serialized once, also as folder/best.pt if it is the best so far, and under the
-    name `keep`.
+    name `keep`. weights: the names of what must be finite, as the optimizer's state must be.
 
     A reader, and a run killed at any moment, finds the old file or the new one, never a torn one; best.pt is in place
     before last.pt says so. The predictions of an earlier best.pt are removed. Raises CheckpointError, for weights or
     optimizer states that are not finite with the text that `way_out()` gives, and when the disk refuses; the
     checkpoints that were there stay as they were.
     """
-    if broken := _not_finite(state):
+    broken = _not_finite(state, weights)
+    if broken:
         raise CheckpointError(f"not saved: {broken} is no longer finite; try half the rate: {way_out()}")
     folder = Path(folder)
     temporary = _temporary(folder / name)
@@ -72,10 +320,10 @@ def _temporary(path):
     return Path(f"{path}.{os.getpid()}.tmp")
 
 
-def _not_finite(state):
+def _not_finite(state, weights):
     """The name of a tensor among the weights and the optimizer's state that holds inf or nan, else ''."""
     states = state.get("optimizer", {}).get("state", {})
-    tensors = {f"weight {k}": v for k, v in state["model"].items()}
+    tensors = {f"weight {k}": v for name in weights for k, v in state.get(name, {}).items()}
     tensors |= {f"the optimizer's {k} of parameter {i}": v for i, s in states.items() for k, v in s.items()}
     tensors = {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
     # The sum is the quicker question by far; where it is finite, so is every summand.
@@ -95,7 +343,7 @@ def go_on_in(folder, saved, file):
 
     def read(path):
         try:
-            return load(path, saved["script"], mmap=True)
+            return load(path, saved.get("script"), mmap=True)
         except CheckpointError:  # damaged: set aside, too
             return {"epoch": math.inf, "step": math.inf}
 
@@ -131,8 +379,8 @@ def go_on_in(folder, saved, file):
             _remove_predictions(folder)
             _put(found or file, best)
             if not found:
-                saved |= {"best": history[-1][saved["options"]["monitor"]], "best_epoch": saved["epoch"] - 1,
-                          "epochs_without_gain": 0}
+                score = history[-1].get(saved.get("options", {}).get("monitor"))
+                saved |= {"best": score, "best_epoch": saved["epoch"] - 1, "epochs_without_gain": 0}
                 said.append(f"best.pt of the epochs before {saved['epoch']} is not there any more: {file} is best.pt "
                             "for now")
         if goes_back:
@@ -197,9 +445,10 @@ def _sync_folder(folder):
             os.close(handle)
 
 
-def load(path, script=None, mmap=False):
-    """Read a checkpoint that the training script `script` (its name without .py; None: any) wrote. mmap: leave the
-    tensors on the disk until they are looked at. Raises CheckpointError.
+def load(path, script=None, needs=(), mmap=False):
+    """Read a checkpoint. script: the name (without .py) of the training script that has to have written it; None: any
+    program. needs: names that it has to hold. mmap: leave the tensors on the disk until they are looked at. Raises
+    CheckpointError.
     """
     if os.path.isdir(path):
         raise CheckpointError(f"{path} is a folder: give the file, such as {Path(path, 'last.pt')}")
@@ -212,15 +461,20 @@ def load(path, script=None, mmap=False):
     except Exception as error:  # torch.load raises many kinds for files that are something else
         raise CheckpointError(f"{path} is no checkpoint of this repository: it is damaged, or something else, or holds "
                               "Python objects besides tensors and plain values; nothing in it was executed") from error
-    if not (isinstance(state, dict) and {"script", "model", "options"} <= state.keys()):
+    names = state.keys() if isinstance(state, dict) else set()
+    if not ({"script", "model", "options"} <= names or {"epoch", "rng", "machine"} <= names):
         raise CheckpointError(f"{path} holds no run, perhaps bare weights: start from them with --weights "
                               f"{shlex.quote(str(path))}")
-    if script and state["script"] != script:
-        raise CheckpointError(f"{path} was written by {state['script']}.py, not by {script}.py")
-    if lacking := {"build", "hidden", "preprocessing", "optimizer", "rng", "epoch", "sums", "history"} - state.keys():
+    if script and state.get("script") != script:
+        raise CheckpointError(f"{path} was written by {state.get('script', 'another program')}.py, not by {script}.py")
+    if lacking := set(needs) - names:
         raise CheckpointError(f"{path} lacks {', '.join(sorted(lacking))}: another version of the script wrote it; "
                               f"start a new run from its weights, --weights {shlex.quote(str(path))}")
     return state
+
+
+# What all training scripts save, and predict.py and a resumed run need.
+NEEDED = ("build", "hidden", "preprocessing", "optimizer", "rng", "epoch", "sums", "history")
 
 
 def refuse_other_files(path, columns=None):
@@ -308,7 +562,8 @@ def start_folder(folder, options):
         if args_json.is_file():
             with open(args_json, "r+b") as file:
                 lock(file)
-        if args_json.exists() and not _starts_with(args_json, "{\n  \"data\": "):
+        first = json.dumps(next(iter(options), ""))
+        if args_json.exists() and not _starts_with(args_json, f"{{\n  {first}: "):
             raise CheckpointError(f"{folder}/args.json is not of a run: it was left as it is, give another --output")
         for stray in [path for name in WRITTEN for path in Path(folder).glob(f"{name}.[0-9]*.tmp")]:
             stray.unlink()
@@ -339,7 +594,7 @@ def resume_arguments(args, typed, script, may_change, processes=1, restarted=Fal
     if args.resume == "" and not args.output:
         raise CheckpointError("--resume without a file needs --output, the folder of the run to go on with")
     if args.resume or args.resume == "" and file.exists():
-        saved = load(file, script)
+        saved = load(file, script, NEEDED)
         args = argparse.Namespace(**vars(args) | resume_options(typed, saved["options"], may_change, processes))
         args.resume, args.output = str(file), typed.get("output", str(file.parent))
     args.processes = processes
@@ -382,7 +637,13 @@ def resume_options(typed, saved, may_change, processes=1):
 def resume_command(script, folder, launcher="python"):
     """The command that goes on with the run in `folder`, '' if there is no last.pt yet. launcher: its first words."""
     last = Path(folder, "last.pt")
-    return f"{launcher} {script}.py --resume {shlex.quote(str(last))}" if last.exists() else ""
+    return f"{launcher} {_file_of(script)} --resume {shlex.quote(str(last))}" if last.exists() else ""
+
+
+def _file_of(script):
+    """The file to run: an edited copy of a script has another name."""
+    main = sys.modules["__main__"]
+    return Path(main.__file__).name if hasattr(main, "train") and hasattr(main, "__file__") else f"{script}.py"
 
 
 def slower_command(script, folder, lr, thaws, step, launcher="python"):
@@ -396,41 +657,49 @@ def slower_command(script, folder, lr, thaws, step, launcher="python"):
             steps[path] = load(path, script, mmap=True)["step"]
     earlier = [path for path in steps if steps[path] < step and "_until_" not in path.name]
     latest = max(earlier, key=lambda path: (steps[path], path.name == "last.pt"), default=None)
-    go_on = f"{launcher} {script}.py --resume {shlex.quote(str(latest))}" if latest else "the same command with"
+    go_on = f"{launcher} {_file_of(script)} --resume {shlex.quote(str(latest))}" if latest else "the same command with"
     another = "" if latest or not steps else " --output elsewhere"
     rates = ", and lower rates behind @" if "@" in "".join(thaws.values()) else ""
     return f"{go_on}{another} --lr {lr / 2:g}{rates}"
 
 
+def launcher():
+    """What stands before the name of the script in a command that goes on with this run: python, or torchrun with as
+    many processes as there are now.
+    """
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    machines = f"--nnodes={processes // here} ... " if processes > here else ""
+    return "python" if processes == 1 else f"torchrun {machines}--nproc_per_node={here}"
+
+
 # ---- random numbers and the machine
 
 
-SUMMED = ("images", "loss", "hits")  # of the sums of an epoch, those that add up over several processes
-
-
-def own_state(saved, rank, processes):
+def own_state(saved, rank, processes, over_pictures=("images", "loss", "hits")):
     """What process `rank` of `processes` goes on from: the state of its random numbers (or None), and the sums of the
     running epoch. If there were as many before, its own; else the first process takes over the sums of all.
+    over_pictures: names of the sums that add up over the processes.
     """
     if processes > 1 and len(saved.get("processes", [])) == processes:
         return saved["processes"][rank]
-    nothing = {name: 0.0 for name in saved["sums"] if name in SUMMED} if rank else {}
+    nothing = {name: 0.0 for name in saved["sums"] if name in over_pictures} if rank else {}
     return None if rank else saved["rng"], saved["sums"] | nothing
 
 
-def restore(saved, optimizer, scaler, rng):
-    """Bring the optimizer's state, the gradient scaler and the random numbers (`rng`, unless None) back to where `saved`
-    left them. The optimizer's peak rates and other settings stay as they are now; the rate `lr` of the last step comes
-    back.
+# What a resumed run may change, or what the device decides; everything else, such as momenta that a schedule moves,
+# comes back as it was saved.
+SETTINGS = ("peak_lr", "weight_decay", "fused", "foreach", "capturable")
+
+
+def load_optimizer(optimizer, state):
+    """Load an optimizer's state_dict, but leave the `SETTINGS` of its groups as they are now. The rate `lr` of the last
+    step comes back, too.
     """
-    now = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-    optimizer.load_state_dict(saved["optimizer"])  # brings back the momenta, and the old settings too
+    now = [{name: group[name] for name in SETTINGS if name in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
     for group, settings in zip(optimizer.param_groups, now, strict=True):
         group.update(settings)
-    if scaler.is_enabled() and saved["scaler"]:  # both empty unless in fp16
-        scaler.load_state_dict(saved["scaler"])
-    if rng:
-        set_rng_state(rng)
 
 
 def rng_state():

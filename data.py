@@ -4,9 +4,10 @@
     dataset = ImageList(images.splits["train"], train_transform(224), seed=0)
     order = SeededBatches(len(dataset), batch_size=32, seed=0, shuffle=True)
     loader = make_loader(dataset, order, workers=2)
-    order.epoch = 3                                             # before each epoch: another order and augmentation
+    order.set_epoch(3)                                          # before each epoch: another order and augmentation
     for x, y in batches(loader):                                # uint8 (N, 3, H, W) and int64 (N,)
         x = to_input(x, mean, std)                              # float32, normalized, channels_last; then maybe `mix`
+    for group, pictures in steps(loader, order, accumulate=4):  # or: the batches of one optimizer step at a time
 
     python data.py --check ./cats_and_dogs                      # look at every picture before a long run
 
@@ -20,7 +21,7 @@ import itertools
 import math
 import multiprocessing
 import os
-import re
+import shlex
 import signal
 import threading
 import time
@@ -149,6 +150,11 @@ def counts(images, split):
     return [seen[label] for label in range(len(images.classes))]
 
 
+def labels(images, split):
+    """The label of each picture in a split, int64 (N,): the place of its class in `images.classes`."""
+    return torch.tensor([label for _, label in images.splits[split]])
+
+
 def relabel(images, classes):
     """The same pictures with other labels: the places of their classes in `classes`, a list of names that holds all."""
     place = [classes.index(name) for name in images.classes]
@@ -259,6 +265,23 @@ def fingerprint(images):
     return f"{sizes}, names {hashlib.sha256(ascii(names).encode()).hexdigest()[:8]}"
 
 
+def refuse_unknown(images, known, folder, who):
+    """Raise DataError if there is a class that is not among the `known` ones. folder: where it is. who: knows those."""
+    strange = [name for name in images.classes if name not in known]
+    if strange:
+        raise DataError(f"{folder} has the class '{strange[0]}', which {who} does not know: it knows {', '.join(known)}; "
+                        "new classes belong into --data")
+
+
+def refuse_others(fingerprint, before, folder, file, option="--weights"):
+    """Raise DataError if what is in the folder is not what a run, resumed from the checkpoint `file`, has learned from
+    before. fingerprint, before: of the two. option: that by which a new run starts from its weights.
+    """
+    if fingerprint != before:
+        raise DataError(f"{folder} holds other pictures ({fingerprint}) than the run was started with ({before}): start a "
+                        f"new run from its weights, {option} {shlex.quote(file)}")
+
+
 def _some(names):
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
@@ -338,8 +361,6 @@ def _centre_part(image):
 
 
 BadImage = namedtuple("BadImage", "path reason")
-NONE_READ = ("no picture of this split can be read: has the disk gone away? python data.py --check DIR lists what cannot be "
-             "read")
 
 
 class ImageList(Dataset):
@@ -348,10 +369,13 @@ class ImageList(Dataset):
     file that cannot be read: an exception in a worker would arrive as thirty lines of traceback.
 
     samples: [(path, label), ...]. transform: takes and returns a uint8 tensor (3, H, W). size: see `decode`.
+    on_bad_image: what reading on does at a BadImage, see `batches`: "error" or "skip", which notes it in `skipped`,
+    {file: what is wrong with it}.
     """
 
-    def __init__(self, samples, transform, seed=0, size=None):
+    def __init__(self, samples, transform, seed=0, size=None, on_bad_image="error"):
         self.samples, self.transform, self.seed, self.size = samples, transform, seed, size
+        self.on_bad_image, self.skipped = on_bad_image, {}
 
     def __len__(self):
         return len(self.samples)
@@ -362,7 +386,9 @@ class ImageList(Dataset):
     def numbered(self):
         """The same pictures, with their places in the list as labels."""
         samples = [(path, number) for number, (path, _) in enumerate(self.samples)]
-        return ImageList(samples, self.transform, self.seed, self.size)
+        same = ImageList(samples, self.transform, self.seed, self.size, self.on_bad_image)
+        same.skipped = self.skipped  # what has been said is not said again
+        return same
 
     def __getitem__(self, key):
         epoch, index = key if isinstance(key, tuple) else (0, key)
@@ -388,21 +414,25 @@ def mix_seed(*numbers):
 
 
 class SeededBatches(Sampler):
-    """Batches of (epoch, index). The order is a permutation drawn from (seed, epoch): set `.epoch` before each epoch,
-    and `.start` to go on in the middle of one: the batches before it are passed over, and no picture of them is read.
+    """Batches of (epoch, index). The order is a permutation drawn from (seed, epoch): call `set_epoch` before each epoch,
+    with `start` to go on in the middle of one: the batches before it are passed over, and no picture of them is read.
 
     A last batch of one picture is merged into the batch before it, since BatchNorm cannot train on a single value.
 
     Process `rank` of `processes` gets its share of each batch, which is then of batch_size * processes pictures: two
     processes of 16 see together what one of 32 sees. No share is of one picture (unless batch_size is 1), so a small
-    last batch may leave some processes none; with `along` these get some of the pictures of another's, so that they can
-    run along with the others, and `shares()` says 0.
+    last batch may leave some processes none; with `pad` these get some of the pictures of another's, so that all make
+    the same number of steps, and `shares()` says 0.
     """
 
-    def __init__(self, length, batch_size, seed=0, shuffle=False, epoch=0, rank=0, processes=1, along=False):
+    def __init__(self, length, batch_size, seed=0, shuffle=False, epoch=0, rank=0, processes=1, pad=False):
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
-        self.epoch, self.start = epoch, 0
-        self.rank, self.processes, self.along = rank, processes, along
+        self.set_epoch(epoch)
+        self.rank, self.processes, self.pad = rank, processes, pad
+
+    def set_epoch(self, epoch, start=0):
+        """Another order and other augmentation in each epoch. start: how many batches of it are passed over."""
+        self.epoch, self.start = epoch, start
 
     def sizes(self):
         """The number of pictures in each batch, all processes together."""
@@ -413,9 +443,17 @@ class SeededBatches(Sampler):
             sizes[-2:] = [size + 1]
         return sizes
 
+    def steps_per_epoch(self, accumulate=1):
+        """How many optimizer steps an epoch has, of so many batches each; the last one may have fewer."""
+        return math.ceil(len(self.sizes()) / accumulate)
+
     def shares(self):
         """The number of pictures in this process's share of each batch."""
         return [end - first for first, end in map(self._share, self.sizes())]
+
+    def once(self, epoch):
+        """The batches of one epoch from its beginning, without padding."""
+        return SeededBatches(self.length, self.batch_size, self.seed, self.shuffle, epoch, self.rank, self.processes)
 
     def _share(self, size):
         """Where this process's share of a batch begins and ends."""
@@ -423,7 +461,7 @@ class SeededBatches(Sampler):
         return (size * self.rank // sharing, size * (self.rank + 1) // sharing) if self.rank < sharing else (0, 0)
 
     def __len__(self):
-        return len(self.sizes()) - self.start
+        return max(0, len(self.sizes()) - self.start)
 
     def __iter__(self):
         order = range(self.length)
@@ -433,7 +471,7 @@ class SeededBatches(Sampler):
         ends = list(itertools.accumulate(self.sizes(), initial=0))
         for first, end in itertools.pairwise(ends[self.start :]):
             begin, stop = self._share(end - first)
-            if begin == stop and self.along:
+            if begin == stop and self.pad:
                 stop = min(2, self.batch_size, end - first)
             yield [(self.epoch, index) for index in order[first + begin : first + stop]]
 
@@ -451,7 +489,12 @@ class ReplayBatches(Sampler):
             raise DataError(f"a share of {share} makes {self.per_batch} old pictures in a batch of {batch_size}: both "
                             "kinds need one at least; take a larger --batch-size or another --replay-fraction")
         self.new = SeededBatches(length, batch_size - self.per_batch, seed, shuffle=True)
-        self.length, self.old, self.seed, self.epoch, self.start = length, old, seed, 0, 0
+        self.length, self.old, self.seed = length, old, seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch, start=0):
+        """As in `SeededBatches`."""
+        self.epoch, self.start = epoch, start
 
     def _old_sizes(self):
         return [round(n * self.per_batch / self.new.batch_size) for n in self.new.sizes()]
@@ -459,12 +502,20 @@ class ReplayBatches(Sampler):
     def sizes(self):
         return [n + m for n, m in zip(self.new.sizes(), self._old_sizes(), strict=True)]
 
+    def steps_per_epoch(self, accumulate=1):
+        """As in `SeededBatches`."""
+        return math.ceil(len(self.sizes()) / accumulate)
+
+    def shares(self):
+        """As in `SeededBatches`; there is one process here."""
+        return self.sizes()
+
     def __len__(self):
-        return len(self.new.sizes()) - self.start
+        return max(0, len(self.new.sizes()) - self.start)
 
     def __iter__(self):
         sizes = self._old_sizes()
-        self.new.epoch, self.new.start = self.epoch, self.start
+        self.new.set_epoch(self.epoch, self.start)
         place = self.epoch * sum(sizes) + sum(sizes[: self.start])  # in the endless row of old pictures
         orders = {}
         for keys, count in zip(self.new, sizes[self.start :], strict=True):
@@ -500,15 +551,18 @@ def make_loader(dataset, order, workers=0, pin_memory=False):
     )
 
 
-def eval_loader(samples, preprocessing, batch_size, workers=0, rank=0, processes=1):
-    """A DataLoader over [(path, label), ...] in their order, as they are evaluated: resized, the centre cut out.
+def eval_loader(samples, preprocessing, batch_size, workers=0, rank=0, processes=1, on_bad_image="error"):
+    """A DataLoader over the pictures of [(path, ...), ...] in their order, as they are evaluated: resized, the centre cut
+    out. Beside each picture it has no label but its number, its place in that list: with on_bad_image "skip", or when
+    several processes read a share each, it says which picture an output is of.
 
-    preprocessing: a dict with image_size, resize_size, interpolation. Of several processes, each reads its share.
+    preprocessing: a dict with image_size, resize_size, interpolation.
     """
     size = preprocessing["image_size"]
     plain = eval_transform(size, preprocessing["interpolation"], preprocessing["resize_size"])
     order = SeededBatches(len(samples), batch_size, rank=rank, processes=processes)
-    return make_loader(ImageList(samples, plain, size=2 * size), order, workers)
+    numbered = [(path, number) for number, (path, *_) in enumerate(samples)]
+    return make_loader(ImageList(numbered, plain, size=2 * size, on_bad_image=on_bad_image), order, workers)
 
 
 def _live_and_die_with_the_script(worker_id):
@@ -529,27 +583,64 @@ def _live_and_die_with_the_script(worker_id):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP, signal.SIGTERM})
 
 
-def batches(loader, skipped=None, at_least=0, say=None):
-    """Yield (x, y) from a loader. At the first picture that cannot be read, raise DataError, naming the file; or, given
-    a dict `skipped`, put {file: what is wrong with it} there, `say` a line about it when it is new, and go on with the
-    rest of its batch. Fewer than `at_least` left of one is a DataError, too: the disk may have gone away.
+def batches(loader, at_least=0, say=print):
+    """Yield (x, y) from a DataLoader over an ImageList. At the first picture that cannot be read, raise DataError, naming
+    the file; or, if the list's on_bad_image is "skip", note {file: what is wrong with it} in its `skipped`, `say` a line
+    about it when it is new, and go on with the rest of its batch. Fewer than `at_least` left of one is a DataError, too:
+    the disk may have gone away.
     """
-    with _signals_wait():
-        found = iter(loader)  # starts the workers
-    for x, y, bad in found:
-        if bad and skipped is None:
-            raise DataError(f"cannot read {bad[0].path} ({bad[0].reason}): put a good picture in its place, or remove "
-                            "it (a run goes on with the same train and val pictures only), or leave such pictures out "
-                            "with --on-bad-image skip")
-        for path, reason in bad:
-            if say and path not in skipped:
-                say(" ".join(f"warning: left out, since it cannot be read: {path} ({reason})".splitlines()))
-            skipped[path] = reason
-        if bad and (0 if x is None else len(x)) < at_least:
-            raise DataError(f"cannot read {bad[0].path} ({bad[0].reason}), nor almost any other of its batch: has the "
-                            "disk gone away? python data.py --check DIR lists what cannot be read")
+    for x, y, bad in _started(loader):
+        _judge(bad, loader, 0 if x is None else len(x), at_least, say)
         if x is not None:
             yield x, y
+
+
+Batch = namedtuple("Batch", "x y pictures number")
+Batch.__doc__ = """x, y: as from `batches`. pictures: how many of them count: all, or 0 where they are padding. number: its
+place in the epoch, from 0."""
+
+
+def steps(loader, order, accumulate=1, say=print):
+    """Yield for each optimizer step of an epoch (its Batches, the number of pictures in them in all processes together).
+    A step has `accumulate` batches, the last one of an epoch maybe fewer. They are all read before it begins, so that
+    what cannot be read, and `batches` would say so, ends a run between two steps.
+
+    order: what orders the loader, a SeededBatches or ReplayBatches, which may start at the first batch of any step.
+    """
+    sizes, shares = order.sizes(), order.shares()
+    found = []
+    for number, (x, y, bad) in enumerate(_started(loader), start=order.start):
+        # BatchNorm cannot train on a single picture.
+        _judge(bad, loader, 0 if x is None else len(x), 2, say)
+        found.append(Batch(x, y, min(len(y), shares[number]), number))
+        if len(found) == accumulate or number + 1 == len(sizes):
+            # As many as were to be read: a step counts the same whatever could not be.
+            yield found, sum(sizes[number + 1 - len(found) : number + 1])
+            found = []
+
+
+def _started(loader):
+    """An iterator over a loader."""
+    with _signals_wait():
+        return iter(loader)  # starts the workers
+
+
+def _judge(bad, loader, good, at_least, say):
+    """What `batches` does about the BadImages of a batch, of which so many other pictures are `good`."""
+    if not bad:
+        return
+    pictures = loader.dataset
+    if pictures.on_bad_image == "error":
+        raise DataError(f"cannot read {bad[0].path} ({bad[0].reason}): put a good picture in its place, or remove "
+                        "it (a run goes on with the same train and val pictures only), or leave such pictures out "
+                        "with --on-bad-image skip")
+    for path, reason in bad:
+        if path not in pictures.skipped:
+            say(" ".join(f"warning: left out, since it cannot be read: {path} ({reason})".splitlines()))
+        pictures.skipped[path] = reason
+    if good < at_least:
+        raise DataError(f"cannot read {bad[0].path} ({bad[0].reason}), nor almost any other of its batch: has the "
+                        "disk gone away? python data.py --check DIR lists what cannot be read")
 
 
 @contextlib.contextmanager
@@ -569,8 +660,11 @@ def _signals_wait():
 
 def to_input(x, mean, std):
     """Move a batch to the device of `mean` and `std`, tensors (3, 1, 1) for values in 0..1. uint8 pictures (N, 3, H, W)
-    become float32, normalized, in channels_last; anything else (features) is moved as it is.
+    become float32, normalized, in channels_last; anything else (features) is moved as it is. Raises DataError.
     """
+    if x.dtype == torch.uint8 and x.ndim != 4:
+        raise DataError(f"a batch of pictures is (N, 3, H, W), not {tuple(x.shape)}: flatten several views of a picture "
+                        "into the batch, as by x.flatten(0, 1)")
     x = x.to(mean.device, non_blocking=True)
     if x.dtype == torch.uint8:
         x = x.to(torch.float32, memory_format=torch.channels_last).sub_(255 * mean).div_(255 * std)
@@ -596,10 +690,13 @@ def mix(x, y, mixer, *numbers):
     the shares of the classes, float32 (N, C), which nn.CrossEntropyLoss takes in place of labels.
 
     mixer: from `mixer`; None returns (x, y) as they are. numbers: one or more that the random numbers are drawn from,
-    such as seed, epoch, number of the batch; those of dropout are left as they were.
+    such as seed, epoch, number of the batch; those of dropout are left as they were. Raises DataError.
     """
     if mixer is None:
         return x, y
+    if len(x) != len(y):
+        raise DataError(f"{len(x)} pictures and {len(y)} labels cannot be mixed: repeat the labels for several views, or "
+                        "leave --mixup and --cutmix out")
     layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(mix_seed(*numbers, 0, 0, 0))  # more numbers than a picture's seed has
@@ -607,129 +704,17 @@ def mix(x, y, mixer, *numbers):
     return x.contiguous(memory_format=layout), shares  # torch.roll may lose channels_last
 
 
-# ---- features: what a frozen backbone makes of pictures, computed once
-
-
-def features_key(weights, head, *depends_on):
-    """A short text that is the same as long as features are: a hash of the weights (a state_dict) outside the top-level
-    block of `head`, and of all else; of an ImageList that is its transform (of functions in it the name alone), its
-    seed, and the name, size and time of each file.
-    """
-    found = hashlib.sha256()
-    for name, tensor in weights.items():
-        if name.partition(".")[0] != head.partition(".")[0]:
-            found.update(name.encode())
-            found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    for thing in depends_on:
-        if isinstance(thing, ImageList):
-            stats = [(Path(path), os.stat(path)) for path, _ in thing.samples if os.path.exists(path)]
-            files = [(os.fsencode(path.name), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-            thing = thing.transform, thing.seed, thing.size, files
-        found.update(re.sub(" at 0x[0-9a-f]+", "", repr(thing), flags=re.IGNORECASE).encode())  # else of this process alone
-    return found.hexdigest()
-
-
-def share_features(file, key, batches, rank, of_all):
-    """`write_features` by several processes, each with batches of its own, which the first joins in one file for all.
-    rank: the number of this process. of_all: gives the values that all processes have called it with, as a list.
-    """
-    if len(of_all(rank)) == 1:
-        return write_features(file, key, batches)
-    batches, part = iter(batches), Path(file).with_suffix(f".{rank}.bin")
-    if first := next(batches, None):  # of a small split there may be none for this process
-        write_features(part, key, itertools.chain([first], batches))
-    parts = [path for path in of_all(str(part) if first else None) if path]
-    found = [read_features(path, key) for path in parts]
-    if rank == 0 and None not in found:
-        write_features(file, key, (
-            (saved["features"][i : i + 256].contiguous(memory_format=_layout(saved)), saved["numbers"][i : i + 256])
-            for saved in found for i in range(0, len(saved["numbers"]), 256)))
-    of_all(None)  # waits until that is done
-    part.unlink(missing_ok=True)
-    if (cached := read_features(file, key)) is None:
-        raise DataError(f"{file} cannot be seen by all processes: --cache-features needs an --output on a disk that all "
-                        "machines share")
-    return cached
-
-
-def write_features(file, key, batches):
-    """Write the features of a split, from batches of (features (N, ...), numbers of the pictures (N,)), to a file that
-    is there when it is complete, and may be larger than memory. Returns what `read_features` does. Raises DataError.
-    """
-    numbers, raw, temporary = [], f"{file}.raw.{os.getpid()}.tmp", f"{file}.{os.getpid()}.tmp"
-
-    @contextlib.contextmanager
-    def writing():
-        try:
-            yield
-        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-            raise DataError(f"could not write {file} ({error}): make room, or leave out --cache-features") from error
-
-    try:
-        with writing():
-            stream = open(raw, "wb")
-        with stream:
-            for x, which in batches:
-                channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-                with writing():
-                    stream.write(x.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-                numbers += which.tolist()
-            with writing():
-                stream.flush()
-        if not numbers:
-            raise DataError(NONE_READ)
-        shape = len(numbers), *x.shape[1:]
-        with writing():
-            features = torch.from_file(raw, size=math.prod(shape), dtype=x.dtype).view(shape)
-            state = {"key": key, "numbers": torch.tensor(numbers), "features": features, "channels_last": channels_last}
-            torch.save(state, temporary)
-            os.replace(temporary, file)
-    finally:
-        for path in (raw, temporary):
-            Path(path).unlink(missing_ok=True)
-    return read_features(file, key)
-
-
-def read_features(file, key):
-    """What `write_features` has written under this key, to be read as it is needed; None if that is not there."""
-    try:
-        saved = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except Exception:  # not there, or damaged: they can be computed again
-        return None
-    return saved if isinstance(saved, dict) and saved.get("key") == key else None
-
-
-def drop_features(folder):
-    """Remove the files of features from a folder. Returns how many there were."""
-    return sum(not path.unlink() for path in Path(folder).glob("features_*.bin"))
-
-
-def feature_batches(saved, labels, order):
-    """Like a DataLoader over the batches of `order`: (features (N, ...), labels (N,), []) from what `read_features` has
-    found. labels: those of all pictures. Pictures that could not be read are left out.
-    """
-    place = torch.full((len(labels),), -1)
-    place[saved["numbers"]] = torch.arange(len(saved["numbers"]))
-    for keys in filter(None, order):
-        numbers = torch.tensor([index for _, index in keys])
-        numbers = numbers[place[numbers] >= 0]
-        yield saved["features"][place[numbers]].contiguous(memory_format=_layout(saved)), labels[numbers], []
-
-
-def _layout(saved):
-    return torch.channels_last if saved["channels_last"] else torch.contiguous_format
-
-
 # ---- python data.py --check DIR
 
 
 def unreadable_files(paths, workers=0, progress=iter):
     """{file: what is wrong with it} for the pictures that cannot be decoded. progress: wraps the batches, like tqdm."""
-    pictures = ImageList([(path, 0) for path in paths], v2.Resize((8, 8)))  # decoded whole; what is handed on is small
-    bad = {}
-    for _ in progress(batches(make_loader(pictures, SeededBatches(len(paths), 16), workers), bad)):
+    samples = [(path, 0) for path in paths]
+    pictures = ImageList(samples, v2.Resize((8, 8)), on_bad_image="skip")  # decoded whole; what is handed on is small
+    loader = make_loader(pictures, SeededBatches(len(paths), 16), workers)
+    for _ in progress(batches(loader, say=lambda line: None)):
         pass
-    return bad
+    return pictures.skipped
 
 
 def main(argv=None):
@@ -739,7 +724,7 @@ def main(argv=None):
 
     from tqdm import tqdm
 
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(description=main.__doc__, epilog="More: docs/troubleshooting.md")
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     parser.add_argument("--check", required=True, metavar="DIR", help="searched to the bottom")
     parser.add_argument("-j", "--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="N",

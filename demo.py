@@ -9,6 +9,8 @@ The demo trains a network on many pictures of eleven animals and then, with few 
 not among the eleven: from scratch, and in three ways from what the first training has learned. Every command is printed
 as one could type it. The tasks are drawn such that this helps: they share what a face is, in any colour, place, size or
 tilt, before and behind other things, and 60 pictures are too few to learn that from. The same pictures on every run.
+
+More: README.md
 """
 
 import contextlib

@@ -3,16 +3,17 @@
     torchrun --nproc_per_node=4 train.py
 
     with joined():                                      # torchrun has said how in the environment
-        rank, local_rank, processes = ranks()           # 0 to 3, the same, 4
-        device = torch.device(own_device())             # cuda:0 to cuda:3, or the CPU
+        rank, processes = ranks()                       # 0 to 3, 4
+        device = torch.device("cuda", local_rank)       # LOCAL_RANK in the environment
         network = DistributedDataParallel(model)        # PyTorch's own: averages the gradients in every backward()
-        for batch in together(loader):                  # each process reads its own share; an error in one ends all
+        for batch in in_step(loader):                   # each process reads its own share; an error in one ends all
             ...
-        totals = add_up({"loss": loss_sum, "images": count}, ["loss", "images"])
-        outputs, numbers = gather(pairs_of_batches)     # of all processes, in the order of the data set
+        scores = broadcast(scores)                      # those of the first process, in all
+        outputs, numbers = all_gather_batches(found)    # of all processes, in the order of the data set
 
-In a single process all of them are there, too, and do nothing. What the processes tell each other here goes from CPU to
-CPU: no GPU is waited for. This file needs torch alone and can be copied into any project.
+The names are those of torch.distributed. In a single process all of them are there, too, and do nothing. What the
+processes tell each other here goes from CPU to CPU: no GPU is waited for. This file needs torch alone and can be copied
+into any project.
 """
 
 import contextlib
@@ -50,7 +51,7 @@ def joined(stop=None):
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     # Counted by each machine for itself.
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(_largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(all_reduce_max(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))
     if rank > 0:
         sys.stdout = open(os.devnull, "w")
         warnings.simplefilter("ignore")
@@ -84,73 +85,30 @@ def _clean(store, rank, size):
 
 
 def ranks():
-    """(number of this process, its number on this machine, number of processes): (0, 0, 1) if it is alone."""
+    """(number of this process, number of processes): (0, 1) if it is alone."""
     if not dist.is_initialized():
-        return 0, 0, 1
-    return dist.get_rank(), int(os.environ["LOCAL_RANK"]), dist.get_world_size()
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
 
 
 def started():
     """The number of processes, and whether torchrun --max-restarts has started them again after one of them had died."""
-    return ranks()[2], int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-
-
-def launcher():
-    """What stands before the name of the script in a command that goes on with this run."""
-    processes, here = ranks()[2], int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    machines = f"--nnodes={processes // here} ... " if processes > here else ""
-    return "python" if processes == 1 else f"torchrun {machines}--nproc_per_node={here}"
-
-
-def own_device(name="auto", sync_bn=False):
-    """The name of this process's device: of several processes on a machine each takes a GPU of its own, or all take the
-    CPU. name: auto, cuda or cpu; in a single process any name, which is returned as it is. sync_bn: is
-    nn.SyncBatchNorm to be used? Raises ProcessError.
-    """
-    _, local_rank, processes = ranks()
-    if processes == 1:
-        return name
-    if name not in ("auto", "cuda", "cpu"):
-        raise ProcessError(f"--device {name}: several processes take a GPU each, or the CPU: give auto, cuda or cpu")
-    if name == "cpu" or name == "auto" and not torch.cuda.is_available():
-        if sync_bn:
-            raise ProcessError("--sync-bn needs GPUs: PyTorch has no BatchNorm over several processes on a CPU")
-        return "cpu"
-    if local_rank >= torch.cuda.device_count():
-        raise ProcessError(f"there are {torch.cuda.device_count()} GPUs here: lower torchrun's --nproc_per_node to that, "
-                           "or give --device cpu")
-    torch.cuda.set_device(local_rank)
-    return f"cuda:{local_rank}"
-
-
-def say(text):
-    """Print a line, from any process."""
-    print(text, file=sys.stderr)
+    return ranks()[1], int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 # ---- what the processes tell each other
 
 
-def from_main(function, *args, **named):
-    """Call function(*args, **named) in the first process alone and return the result in all, when it is there. What
-    ends the first process ends the others.
-    """
+def broadcast(value):
+    """The first process's value, in all of them. (It has to pickle.)"""
     if not dist.is_initialized():
-        return function(*args, **named)
-    said = [None, None]  # the result; the exit status
-    if dist.get_rank() == 0:
-        try:
-            said = [function(*args, **named), None]
-        except BaseException as error:
-            dist.broadcast_object_list([None, error.code or 0 if isinstance(error, SystemExit) else 2])
-            raise
-    dist.broadcast_object_list(said)
-    if said[1] is not None:
-        raise SystemExit(said[1])
-    return said[0]
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
-def of_all(value):
+def all_gather(value):
     """The values of all processes, in a list."""
     if not dist.is_initialized():
         return [value]
@@ -159,53 +117,13 @@ def of_all(value):
     return values
 
 
-def agree(number):
-    """The largest of the numbers of all processes, where None is less than any: so that all heed a stop signal that one
-    has heard, after the same step. All processes have to call it.
-    """
-    return _largest(number or 0) or None
-
-
-def _largest(number):
-    if not dist.is_initialized():
-        return number
-    numbers = torch.tensor(number)
-    dist.all_reduce(numbers, dist.ReduceOp.MAX)
-    return int(numbers)
-
-
-def add_up(sums, names):
-    """A dict of numbers and tensors as a dict of numbers, those under `names` summed over all processes."""
-    values = {name: float(value) for name, value in sums.items()}
-    if dist.is_initialized():
-        names = [name for name in names if name in values]
-        totals = torch.tensor([values[name] for name in names], dtype=torch.float64)
-        dist.all_reduce(totals)
-        values |= zip(names, totals.tolist(), strict=True)
-    return values
-
-
-def counts_for(count, weight=None):
-    """How many pictures the loss of this process's batch stands for in the mean over those of all processes.
-
-    count: the pictures in it. weight: the sum of their weights if the loss is a mean that was divided by that, a tensor
-    (); else None, and the answer is `count`. In a single process it always is.
-    """
-    if weight is None or not dist.is_initialized():
-        return count
-    own = torch.stack([weight.new_tensor(float(count)), weight * (count > 0)])
-    totals = own.clone()
-    dist.all_reduce(totals)
-    return totals[0] * own[1] / totals[1]
-
-
-def gather(found):
+def all_gather_batches(found):
     """Join the outputs of all processes. found: a list with a pair for each batch, tensors (N, ...) and the numbers (N,)
-    of its samples in the data set. Returns both as one tensor each, in the order of the numbers. Raises ProcessError if
-    no process has a batch.
+    of its samples in the data set. Returns both as one tensor each, in the order of the numbers (of several processes on
+    the CPU). Raises ProcessError if no process has a batch.
     """
     if dist.is_initialized():  # a small split may leave a process none
-        found = [pair for pairs in of_all([(o.cpu(), n.cpu()) for o, n in found]) for pair in pairs]
+        found = [pair for pairs in all_gather([(o.cpu(), n.cpu()) for o, n in found]) for pair in pairs]
     if not found:
         raise ProcessError("no picture of this split can be read: has the disk gone away? python data.py --check DIR "
                            "lists what cannot be read")
@@ -216,7 +134,23 @@ def gather(found):
     return outputs[order], numbers[order]
 
 
-def same_buffers(model):
+def all_reduce_max(number):
+    """The largest of the numbers of all processes."""
+    if not dist.is_initialized():
+        return number
+    numbers = torch.tensor(number)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return int(numbers)
+
+
+def agree(number):
+    """The largest of the numbers of all processes, where None is less than any: so that all heed a stop signal that one
+    has heard, after the same step. All processes have to call it.
+    """
+    return all_reduce_max(number or 0) or None
+
+
+def broadcast_buffers(model):
     """Give all processes the first one's running statistics. While training, DistributedDataParallel does so in every
     step, but not after the last.
     """
@@ -225,34 +159,91 @@ def same_buffers(model):
             dist.broadcast(buffer, 0)
 
 
-def together(batches, stop=None, in_step=True):
-    """Yield from `batches` until all processes come to their end. An error that ends one of them in one process is
-    raised there, and ProcessError in the others.
+def average_gradients(parameters):
+    """Give all processes the mean of their gradients, for parameters outside a DistributedDataParallel, which does so
+    for its own: those of a loss, say. One without a gradient in a process counts as zeros there.
+    """
+    for parameter in parameters if dist.is_initialized() else ():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= dist.get_world_size()
 
-    in_step: all have the same number of batches, and they look at each other before each one, so that none waits within
-    a step for one that does not come. Else they look at the end alone, and one that hears a stop signal (`stop` of
-    ending.tidy) goes there at once.
+
+def from_main(function, *args):
+    """Call function(*args) in the first process alone and return the result in all, when it is there. What ends the
+    first process, an error of argparse too, ends the others in silence.
     """
     if not dist.is_initialized():
-        yield from batches
-        return
-    batches = iter(batches)
-    while True:
-        batch, error = None, None
+        return function(*args)
+    said = [None, None]  # the result; the exit status
+    if dist.get_rank() == 0:
         try:
-            batch = next(batches, None)
+            said = [function(*args), None]
+        except BaseException as error:
+            dist.broadcast_object_list([None, error.code or 0 if isinstance(error, SystemExit) else 2])
+            raise
+    dist.broadcast_object_list(said)
+    if said[1] is not None:
+        raise SystemExit(said[1])
+    return said[0]
+
+
+# ---- reading side by side
+
+
+def in_step(steps):
+    """Yield from `steps`, of which all processes have the same number: they look at each other before each one, so that
+    none waits within a step for one that does not come. An error in one process, while it reads, is raised there, and
+    ProcessError in the others.
+    """
+    if not dist.is_initialized():
+        yield from steps
+        return
+    steps = iter(steps)
+    while True:
+        step, error = None, None
+        try:
+            step = next(steps, None)
         except Exception as caught:
             error = caught
-        ends = batch is None or not in_step and stop is not None and stop.signal is not None
-        if in_step or ends:
-            failed = _largest(int(error is not None))
-            if error:
-                raise error
-            if failed:
-                raise ProcessError("another process has ended this run")
-        if ends:
+        _end_together(error)
+        if step is None:
             return
-        yield batch
+        yield step
+
+
+def at_own_pace(batches, stop, leave_if_asked):
+    """Yield from `batches`, of which processes may have different numbers: they look at each other at the end alone. An
+    error in one process is raised there then, and ProcessError in the others.
+
+    stop, leave_if_asked: those of ending.py. A single process heeds a stop signal after each batch; of several, one
+    that hears it goes to the end at once, where all of them heed it.
+    """
+    if not dist.is_initialized():
+        for batch in batches:
+            yield batch
+            leave_if_asked(stop)
+        return
+    error = None
+    try:
+        for batch in batches:
+            if stop.signal is not None:
+                break
+            yield batch
+    except Exception as caught:
+        error = caught
+    _end_together(error)
+    leave_if_asked(stop)
+
+
+def _end_together(error):
+    """Raise the error that this process has met, if any, or ProcessError if another one has."""
+    failed = all_reduce_max(int(error is not None))
+    if error:
+        raise error
+    if failed:
+        raise ProcessError("another process has ended this run")
 
 
 # ---- the last words

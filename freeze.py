@@ -3,10 +3,11 @@
     model = torchvision.models.resnet18(weights="DEFAULT")
     head = find_head(model)                                 # "fc"; "classifier.6" in a VGG
     model.set_submodule(head, nn.Linear(model.get_submodule(head).in_features, 2))
-    freeze(model, "backbone", head)                         # everything but the head: requires_grad = False
+    names = select(model, "backbone", head)                 # of the parameters of everything but the head
+    freeze(model, "backbone", head)                         # requires_grad = False on them
     optimizer = torch.optim.AdamW(param_groups(model, head, lr=1e-3, backbone_lr_scale=0.1))
     print(group_table(model, head, optimizer.param_groups))
-    train_mode(model)                                       # model.train(), and eval() on every frozen part
+    train_mode(model)                                       # model.train(), and eval() on every of its frozen_parts
     thaw(model, "layer4", head)                             # some epochs later: train this part too ...
     train_mode(model)                                       # ... and put it into train() mode
 
@@ -79,8 +80,9 @@ def layer_groups(model, head):
     return groups
 
 
-def select(model, spec, head):
-    """Return the names of the parameters that `spec` stands for, in the order of the network.
+def select(model, spec, head, without_head=False):
+    """Return the names of the parameters that `spec` stands for, in the order of the network; without_head: but for
+    those of the head, which is never frozen.
 
     spec: comma-separated; each part one of
         none | all | backbone       nothing | everything | everything but the head
@@ -88,7 +90,8 @@ def select(model, spec, head):
         to:LAYER                    from the input up to and including LAYER
         layer1 or layer4.0.conv1    a module or parameter by its dotted name, with all under it (never `layer10`)
         *.bn1 or features.[0-3]     a glob over dotted names
-    Raises FreezeError, with the names there are, for a part that matches no parameter.
+    Raises FreezeError, with the names there are, for a part that matches no parameter, and where nothing but the head
+    is meant and that is left out.
     """
     names = [name for name, _ in model.named_parameters()]
     chosen = set()
@@ -115,6 +118,11 @@ def select(model, spec, head):
             raise FreezeError(f"'{part}' matches no layer of this {type(model).__name__} that has parameters; "
                               f"there are: {there_are} (and the dotted names inside them)")
         chosen.update(matched)
+    if without_head:
+        with_head, chosen = chosen, {n for n in chosen if not _under(n, head)}
+        if with_head and not chosen:
+            raise FreezeError(f"'{spec}' is the head {_as_tuple(head)[0]}, which always trains: name other layers, or "
+                              "none")
     return [n for n in names if n in chosen]
 
 
@@ -122,10 +130,7 @@ def freeze(model, spec, head):
     """Set `requires_grad = False` on what `spec` (see `select`) stands for, except the head, and `True` on the rest.
     Call `train_mode(model)` before training, and never `model.train()` alone.
     """
-    chosen = select(model, spec, head)
-    frozen = {n for n in chosen if not _under(n, head)}
-    if chosen and not frozen:
-        raise FreezeError(f"'{spec}' is the head {_as_tuple(head)[0]}, which always trains: name other layers, or none")
+    frozen = select(model, spec, head, without_head=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
         if name in frozen:
@@ -162,6 +167,9 @@ def thaw(model, spec, head, groups=()):
     count = 0
     for names, rate, rated in _stages(model, spec, head, groups):
         for group in rated:
+            if "initial_lr" in group:  # PyTorch's schedules write that
+                raise FreezeError(f"{group['layer']}@{rate:g}: a PyTorch schedule sets the rates of this optimizer, and "
+                                  "does not look at peak_lr: leave the rate behind @ out, or set it in the schedule")
             group["peak_lr"] = rate
         thawed = [parameters[n] for n in names if not parameters[n].requires_grad]
         count += sum(p.numel() for p in thawed)
@@ -219,6 +227,11 @@ def parse_thaws(specs):
     return dict(sorted(thaws.items()))
 
 
+def thaw_specs(thaws):
+    """The other way round: `{3: "layer4"}` -> `["3:layer4"]`."""
+    return [f"{epoch}:{names}" for epoch, names in thaws.items()]
+
+
 def plan_thaws(specs, past_specs=(), start_epoch=0):
     """`parse_thaws` for a run that goes on at `start_epoch`: what has thawed before comes from `past_specs` (those of
     the checkpoint) and cannot be changed, except for its rates; what is to come comes from `specs`.
@@ -268,53 +281,18 @@ def train_mode(model):
     module around it: the Dropout beside a trained head stays live, the one inside a frozen block does not.
     """
     model.train()
-    _eval_frozen_parts(model)
+    for part in frozen_parts(model):
+        part.eval()
     return model
 
 
-def _eval_frozen_parts(module):
-    trains = [p.requires_grad for p in module.parameters()]
+def frozen_parts(model):
+    """The modules of which nothing trains and whose surroundings train, in a list: what `train_mode` puts into eval()."""
+    trains = [p.requires_grad for p in model.parameters()]
     if trains and not any(trains):
-        module.eval()
-    elif trains:
-        for child in module.children():
-            _eval_frozen_parts(child)
-
-
-def head_side(model, head):
-    """What follows the backbone, as one module that shares the model's layers: the top-level block that holds the head,
-    with the dropout that GoogLeNet, Inception and ViTs of timm have right before it. For a frozen backbone, `side(
-    head_input(model, side, x))` is `model(x)`, bit for bit, for all of torchvision's classification networks.
-    """
-    children = dict(model.named_children())
-    names, block = list(children), _as_tuple(head)[0].partition(".")[0]
-    before = names[max(0, names.index(block) - 1) : names.index(block)]
-    drop = [children[name] for name in before if isinstance(children[name], nn.Dropout)]
-    first = next(layer for layer in children[block].modules() if not any(True for _ in layer.children()))
-    flat = [nn.Flatten(1)] if drop and isinstance(first, nn.Linear) else []  # Inception does so between the two
-    return nn.Sequential(*drop, *flat, children[block], nn.Flatten(1))
-
-
-def head_input(model, side, x):
-    """What the backbone makes of a batch x: the input of `side`, a `head_side` of the model. Raises FreezeError for a
-    network that runs the parts of that side without the whole.
-    """
-    caught = []
-    handle = side[0].register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
-    try:
-        model(x)
-    finally:
-        handle.remove()
-    if not caught:  # MetaFormers of timm
-        raise FreezeError(f"this {type(model).__name__} runs the parts of its head one by one, so its features cannot be "
-                          "cached: leave --cache-features out")
-    return caught[0]
-
-
-def trains_beyond(model, side):
-    """The name of a parameter that trains and is not in `side`, else ''."""
-    inside = {id(p) for p in side.parameters()}
-    return next((n for n, p in model.named_parameters() if p.requires_grad and id(p) not in inside), "")
+        return [model]
+    children = model.children() if trains else ()
+    return [part for child in children for part in frozen_parts(child)]
 
 
 def param_groups(model, head, lr, weight_decay=0.0, backbone_lr_scale=1.0, layer_decay=1.0):
@@ -331,16 +309,23 @@ def param_groups(model, head, lr, weight_decay=0.0, backbone_lr_scale=1.0, layer
     Tricks", 2019.
     """
     parameters, groups = dict(model.named_parameters()), []
-    layers = layer_groups(model, head)
+    layers, decaying = layer_groups(model, head), {id(weight) for weight in decaying_weights(model)}
     backbone = [layer for layer in reversed(layers) if layer not in _as_tuple(head)]
     for layer, members in layers.items():
         peak_lr = lr * backbone_lr_scale * layer_decay ** backbone.index(layer) if layer in backbone else lr
-        decays = [n for n in members if n.endswith("weight") and parameters[n].ndim > 1]
+        decays = [n for n in members if id(parameters[n]) in decaying]
         for names, decay in ((decays, weight_decay), ([n for n in members if n not in decays], 0.0)):
             if names:
                 groups.append({"layer": layer, "params": [parameters[n] for n in names], "lr": peak_lr,
                                "peak_lr": peak_lr, "weight_decay": decay})
     return groups
+
+
+def decaying_weights(model):
+    """The weights of convolutions and linear layers, in a list: what weight decay and an L1 penalty are for. No biases,
+    no norm layers, no tokens or position embeddings.
+    """
+    return [p for n, p in model.named_parameters() if n.endswith("weight") and p.ndim > 1]
 
 
 def group_table(model, head, groups=()):

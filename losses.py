@@ -11,10 +11,10 @@ from MixUp and CutMix, class shares (N, C): floats that add up to 1 in every row
 whatever the type of the logits.
 
 Under accumulation and in several processes every batch has a loss of its own, and those of one optimizer step are
-joined by their share of the images. For plain means, `CostMatrix` included, that is exactly the loss of the joined
+joined by their share of the pictures. For plain means, `CostMatrix` included, that is exactly the loss of the joined
 batch. Two losses are not additive:
 - a "weighted" mean divides each batch by its own sum of weights, so under accumulation an image counts for less beside
-  heavy ones. Processes are joined by their sums of weights instead (`sum_of_weights`), which is exact;
+  heavy ones. Processes are joined by their sums of weights instead (`batch_weight`), which is exact;
 - `SoftF1` is the F1 of each batch alone, over the classes that occur in it: it wants large batches.
 
 This file needs torch alone and can be copied into any project.
@@ -23,6 +23,7 @@ This file needs torch alone and can be copied into any project.
 import math
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -269,8 +270,8 @@ def _positive(text, what):
     return number
 
 
-def class_weights(spec, classes, counts):
-    """A weight per class, as a float32 tensor (C,), or None.
+def class_weights(spec, classes, counts, device="cpu"):
+    """A weight per class, as a float32 tensor (C,) on the device, or None.
 
     spec: None; `balanced`: N / (C * n_c) for n_c training images of class c, so that every class weighs the same in
         total (King and Zeng, "Logistic Regression in Rare Events Data", 2001); or `dog=10,cat=1`, where a class that
@@ -280,7 +281,7 @@ def class_weights(spec, classes, counts):
     if spec is None:
         return None
     if spec == "balanced":
-        return torch.tensor([sum(counts) / (len(counts) * n) for n in counts])
+        return torch.tensor([sum(counts) / (len(counts) * n) for n in counts], device=device)
     weights, named = dict.fromkeys(classes, 1.0), set()
     for part in spec.split(","):
         name, equals, value = part.strip().rpartition("=")
@@ -293,7 +294,22 @@ def class_weights(spec, classes, counts):
         named.add(name)
         # Zero is refused: a batch of that class alone would be 0 / 0.
         weights[name] = _positive(value, f"the weight of class '{name}'")
-    return torch.tensor(list(weights.values()))
+    return torch.tensor(list(weights.values()), device=device)
+
+
+def own_parameters(criterion, device="cpu"):
+    """The parameters of a loss, in a list: [] for a function, and for a module without any. A module is moved to the
+    device; of several processes (torch.distributed) all begin with the parameters of the first. Raises LossError.
+    """
+    if isinstance(getattr(criterion, "func", None), nn.Module):
+        raise LossError(f"functools.partial hides the {type(criterion.func).__name__} within, whose parameters would not be "
+                        "trained: give the module itself")
+    if not isinstance(criterion, nn.Module):
+        return []
+    parameters = list(criterion.to(device).parameters())
+    for parameter in parameters if dist.is_initialized() else ():
+        dist.broadcast(parameter.detach(), 0)
+    return parameters
 
 
 def cost_matrix(spec, classes):
@@ -303,6 +319,7 @@ def cost_matrix(spec, classes):
     classes: the C names.
     """
     costs, named = 1 - torch.eye(len(classes)), set()
+    spec = spec or ""
     for part in spec.split(","):
         pair, equals, value = part.strip().rpartition("=")
         truth, colon, prediction = pair.partition(":")
@@ -322,19 +339,55 @@ def cost_matrix(spec, classes):
 
 
 def sum_of_weights(criterion, target):
-    """What a loss in the "weighted" mean has divided a batch by, a tensor (); None for any other loss: the number of
-    samples. (MixUp and CutMix do not change it.)
+    """What a weighted mean has divided the loss of a batch by, a tensor (): the sum of the weights of its samples. None
+    for any other loss, which divides by their number. For nn.CrossEntropyLoss, nn.NLLLoss (labels alone) and the losses
+    here. (MixUp and CutMix do not change the sum.)
     """
     weight = getattr(criterion, "weight", None)
-    if weight is None or getattr(criterion, "mean", "") != "weighted":
+    mean = getattr(criterion, "mean", "")
+    if isinstance(criterion, (nn.CrossEntropyLoss, nn.NLLLoss)):
+        mean = "weighted" if criterion.reduction == "mean" and not target.is_floating_point() else ""
+    if weight is None or mean != "weighted":
         return None
     return (target * weight).sum() if target.is_floating_point() else weight[target].sum()
 
 
-def check_finite(loss, what, way_out):
-    """Raise LossError, naming `what` and the way out, a text that `way_out()` gives, unless `loss` is finite."""
-    if not math.isfinite(loss):
-        raise LossError(f"the {what} is {loss}, nothing of it was saved; try half the rate: {way_out()}")
+def batch_weight(criterion, target, pictures):
+    """Of how many pictures the loss of a batch is the mean, so that it can be joined with others: `pictures`, the number
+    of them. (Its target may hold more: those that a process only runs along with, which count 0.)
+
+    Of several processes that have divided their batch each by its own sum of weights (see `sum_of_weights`), it is the
+    part of all their pictures that belongs to this process's share of the weights: together they are then divided by
+    the sum of all weights, as one process would. A number, or a tensor () on the target's device.
+    """
+    weight = sum_of_weights(criterion, target)
+    if weight is None or not dist.is_initialized():
+        return pictures
+    own = torch.stack([weight.new_tensor(float(pictures)), weight * (pictures > 0)])
+    totals = own.clone()
+    dist.all_reduce(totals)
+    return totals[0] * own[1] / totals[1]
+
+
+def name_of(criterion):
+    """The name of a loss: of its class, or of the function, also of one within a functools.partial."""
+    function = getattr(criterion, "func", criterion)
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def refuse_unused(criterion, class_weights=None, label_smoothing=0.0):
+    """Raise LossError if these were asked for and `criterion`, any callable, does not know of them: they would be
+    accepted and change nothing. It knows of them if it has them as `weight` (that very tensor) and `label_smoothing`.
+    """
+    uses = f"the loss of section 6, {name_of(criterion)},"
+    known = getattr(criterion, "keywords", {})  # of a functools.partial
+    weight = known.get("weight", getattr(criterion, "weight", None))
+    if class_weights is not None and weight is not class_weights:
+        raise LossError(f"{uses} takes no class weights: leave --class-weights out, or give it `weight`, as an attribute "
+                        "or by functools.partial")
+    if label_smoothing and not known.get("label_smoothing", getattr(criterion, "label_smoothing", 0.0)):
+        raise LossError(f"{uses} knows no label smoothing: leave --label-smoothing out, or give it `label_smoothing`, as "
+                        "an attribute or by functools.partial")
 
 
 def l1_penalty(model):
@@ -357,6 +410,17 @@ def anchor_of(model, without=()):
     """
     outside = tuple(f"{name}." for name in without)
     return {n: p.detach().clone() for n, p in model.named_parameters() if not n.startswith(outside)}
+
+
+def moved(tensors, device):
+    """{name: tensor}, each on the device."""
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def refuse_idle_pull(model, anchor, pull, frozen):
+    """Raise LossError if nothing that trains is in the anchor. pull, frozen: what asks for it, and what hinders it."""
+    if not any(p.requires_grad and name in anchor for name, p in model.named_parameters()):
+        raise LossError(f"{pull} has nothing to pull: {frozen} keeps all of it still")
 
 
 def l2_sp_penalty(model, anchor):

@@ -26,11 +26,12 @@ def range_test(model, losses, optimizer, scaler=None, lr=1.0, low=1e-7, high=10.
     length. Weights, buffers and the optimizer's state and rates are put back as they were.
 
     losses: an iterator that computes a scalar loss when it is asked for one. lr: the rate that the optimizer's groups
-    were made for: they keep their proportions to it. scaler: a torch.amp.GradScaler for fp16.
+    were made for: they keep the proportions of their `peak_lr`, or else `lr`, to it. scaler: a torch.amp.GradScaler for fp16.
     """
     weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     scaling = copy.deepcopy(scaler.state_dict()) if scaler else {}
-    shares = [group["lr"] / lr for group in optimizer.param_groups]
+    # A schedule of PyTorch's has already lowered the groups' `lr` for its first step.
+    shares = [group.get("peak_lr", group["lr"]) / lr for group in optimizer.param_groups]
     rates, values = [], []
     try:
         for i, loss in zip(range(steps), losses, strict=False):

@@ -4,11 +4,13 @@
     scores(confusion)["macro_f1"]
     print(report(confusion, ["cat", "dog"]))
     regression_scores(predictions, targets)["mae"]
+    meter = Meter(["loss", "hits"])                     # the sums of a running epoch
 
 This file needs torch alone and can be copied into any project.
 """
 
 import math
+import time
 
 import torch
 
@@ -56,6 +58,14 @@ def top_k_accuracy(outputs, labels, k):
     return hits.sum().item() / max(1, len(labels))
 
 
+def correct(outputs, target):
+    """Of each sample, whether its largest output (N, C) is its class: bool (N,). target: labels (N,), or class shares
+    (N, C), of which the largest counts.
+    """
+    labels = target if target.ndim == 1 else target.argmax(1)
+    return outputs.detach().argmax(1) == labels
+
+
 def prediction_rows(files, probabilities, classes, labels=None, top_k=1):
     """[{"file", "truth" (given `labels`), "prediction", "probability", then "prediction_2", "probability_2" and so on up
     to `top_k`}, ...] for a CSV; of equally probable classes the first.
@@ -78,6 +88,22 @@ def mean_cost(confusion, costs):
     if costs.shape != confusion.shape:
         raise ValueError(f"costs {tuple(costs.shape)} and confusion {tuple(confusion.shape)} differ in shape")
     return (confusion.cpu() * costs.cpu().double()).sum().item() / max(1, confusion.sum().item())
+
+
+def as_numbers(scores):
+    """The same dict with plain floats, whatever kinds of numbers or tensors () it holds."""
+    return {name: float(score) for name, score in scores.items()}
+
+
+def is_better(score, best, lower=False):
+    """Is this score better than the best one before (None: there is none)? lower: a smaller one is, as of a loss. A
+    score that is not a number, such as kappa where there is one class only, is worse than any that is.
+    """
+    if best is None:
+        return True
+    if math.isnan(score) or math.isnan(best):
+        return math.isnan(best) and not math.isnan(score)
+    return score < best if lower else score > best
 
 
 def class_scores(outputs, labels, costs=None):
@@ -178,3 +204,101 @@ def regression_report(names, targets, predictions, quantiles=None):
             lines.append(f"{share:.1%} of {name} inside the range from the first to the last quantile")
         lines.append("")
     return "\n".join(lines[:-1])
+
+
+# ---- the sums of an epoch
+
+
+class Meter:
+    """The sums of a running epoch, on the device that they are computed on: reading one (`.item()`) in every step would
+    make a GPU wait. It has the two methods of PyTorch's own state, so an epoch can be interrupted and gone on with.
+
+    over_pictures: names of sums over pictures, of which each of several processes has a share ("images", their number,
+    is always one). over_steps: names of sums over optimizer steps, which are the same in all processes.
+
+        meter = Meter(["loss", "hits"], ["norm"])
+        meter.start_clock()                             # at the start of an epoch, also of one that is gone on with
+        meter.add("images", len(y))
+        meter.add("loss", loss * len(y))
+        meter.mean("loss")                              # over the pictures of all processes
+        meter.clear()                                   # at its end
+    """
+
+    def __init__(self, over_pictures, over_steps=()):
+        self.over_pictures, self.over_steps = ("images", *over_pictures), tuple(over_steps)
+        self.clear()
+
+    def clear(self):
+        self.sums = dict.fromkeys([*self.over_pictures, *self.over_steps], 0.0)
+        self.earlier_seconds, self.train_seconds, self.started = 0.0, None, None
+
+    def start_clock(self):
+        """Seconds count from here; sums stay as they are."""
+        self.started = time.perf_counter()
+
+    def seconds(self):
+        """Since the epoch began, in this process and in those that were interrupted in it."""
+        return self.earlier_seconds + (time.perf_counter() - self.started if self.started is not None else 0.0)
+
+    def stop_clock(self):
+        """The training of this epoch is over: the validation does not count for `images_per_second`."""
+        if self.train_seconds is None:
+            self.train_seconds = self.seconds()
+
+    def add(self, name, value):
+        """value: a number, or a tensor (), of whose graph nothing is kept."""
+        self.sums[name] += value.detach() if isinstance(value, torch.Tensor) else value
+
+    def totals(self):
+        """{name: number}: the sums, those over pictures summed over all processes, which all have to call this."""
+        values = {name: float(value) for name, value in self.sums.items()}
+        if torch.distributed.is_initialized():
+            totals = torch.tensor([values[name] for name in self.over_pictures], dtype=torch.float64)
+            torch.distributed.all_reduce(totals)
+            values |= zip(self.over_pictures, totals.tolist(), strict=True)
+        return values
+
+    def mean(self, name):
+        """Of a sum over pictures, those of all processes: nan before the first."""
+        totals = self.totals()
+        return totals[name] / totals["images"] if totals["images"] else math.nan
+
+    def images_per_second(self):
+        """Of all processes, as long as they train."""
+        seconds = self.seconds() if self.train_seconds is None else self.train_seconds
+        return self.totals()["images"] / max(seconds, 1e-9)
+
+    def summary(self):
+        """The loss so far, and how fast it goes, in a few words for a progress bar."""
+        return f"loss {self.mean('loss'):.4f}, {self.images_per_second():.0f} images/s"
+
+    def add_norm(self, norm, scaler):
+        """Of the gradient, a tensor (), after `scaler.unscale_`: to the sums over steps "norm" and "skipped_steps". A
+        step that has overflowed in fp16, where the norm is not finite, was passed over and counts in the second only.
+        """
+        self.add("norm", norm.nan_to_num(0, 0, 0))
+        if scaler.is_enabled():
+            self.add("skipped_steps", norm.isfinite().logical_not())
+
+    def columns(self, optimizer, scaler, steps, train_pictures, unread_val):
+        """What the history tells of an epoch of so many steps besides its scores: lr, that of the head, whose group is
+        the optimizer's last; grad_norm, the mean over the steps that were not skipped; loss_scale, skipped_steps;
+        unreadable, of the `train_pictures` that were listed and in the validation; seconds; images_per_second.
+        """
+        skipped, totals = int(self.sums["skipped_steps"]), self.totals()
+        return {"lr": optimizer.param_groups[-1]["lr"],
+                "grad_norm": totals["norm"] / max(1, steps - skipped),
+                "loss_scale": scaler.get_scale(), "skipped_steps": skipped,
+                "unreadable": train_pictures - int(totals["images"]) + unread_val,
+                "seconds": self.seconds(), "images_per_second": self.images_per_second()}
+
+    def state_dict(self):
+        """This process's sums as plain numbers."""
+        state = {name: float(value) for name, value in self.sums.items()} | {"seconds": self.seconds()}
+        return state if self.train_seconds is None else state | {"train_seconds": self.train_seconds}
+
+    def load_state_dict(self, state):
+        """An empty dict is a state, too: that between two epochs."""
+        self.clear()
+        self.sums |= {name: state[name] for name in self.sums if name in state}
+        self.earlier_seconds, self.train_seconds = state.get("seconds", 0.0), state.get("train_seconds")

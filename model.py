@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
+import torch.distributed as dist
 import torchvision
 from torch import nn
 
@@ -448,8 +449,10 @@ def check_image_size(model, size, batch_size=1):
 # ---- device and precision
 
 
-def pick_device(name="auto", deterministic=False):
-    """The torch.device that `name` stands for; `auto` is cuda, mps or cpu, in that order. Raises ModelError.
+def pick_device(name="auto", deterministic=False, sync_bn=False):
+    """The torch.device that `name` stands for; `auto` is cuda, mps or cpu, in that order. Of several processes on a
+    machine (torchrun), each takes a GPU of its own, or all take the CPU; sync_bn: whether nn.SyncBatchNorm is to be used,
+    which there is on GPUs alone. Raises ModelError.
 
     deterministic: let every operation give the same bits on every run, or raise RuntimeError where it cannot; on a CPU
     that is so anyway. For the whole process; to be called before anything else runs on a GPU. On a CPU, memory that is
@@ -459,6 +462,8 @@ def pick_device(name="auto", deterministic=False):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     torch.use_deterministic_algorithms(bool(deterministic))
     available = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if dist.is_initialized():
+        name = _own_device(name, sync_bn)
     try:
         device = torch.device(available if name == "auto" else name)
         torch.zeros(1, device=device).item()
@@ -467,6 +472,22 @@ def pick_device(name="auto", deterministic=False):
     if device.type == "cpu":
         keep_freed_memory()
     return device
+
+
+def _own_device(name, sync_bn):
+    """The name of the device of one of several processes. Raises ModelError."""
+    if name not in ("auto", "cuda", "cpu"):
+        raise ModelError(f"--device {name}: several processes take a GPU each, or the CPU: give auto, cuda or cpu")
+    if name == "cpu" or name == "auto" and not torch.cuda.is_available():
+        if sync_bn:
+            raise ModelError("--sync-bn needs GPUs: PyTorch has no BatchNorm over several processes on a CPU")
+        return "cpu"
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if local_rank >= torch.cuda.device_count():
+        raise ModelError(f"there are {torch.cuda.device_count()} GPUs here: lower torchrun's --nproc_per_node to that, "
+                         "or give --device cpu")
+    torch.cuda.set_device(local_rank)
+    return f"cuda:{local_rank}"
 
 
 def keep_freed_memory():

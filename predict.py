@@ -10,6 +10,8 @@
 
 A picture that cannot be read is named and passed over; the exit status is then 1. Any other mistake is one line on
 stderr and exit status 2.
+
+More: docs/prediction.md
 """
 
 import glob
@@ -118,7 +120,7 @@ def write_program(state, file):
 
 def load_checkpoints(files):
     """Their states, which must predict the same classes (in any order), or the same numbers. Raises CheckpointError."""
-    states = [checkpoint.load(file) for file in files]
+    states = [checkpoint.load(file, needs=checkpoint.NEEDED) for file in files]
     answers = [sorted(state["classes"]) if "classes" in state else
                [*state["targets"], *map(str, state["quantiles"] or [])] for state in states]
     for file, state, answer in zip(files, states, answers, strict=True):
@@ -137,18 +139,19 @@ def run_network(args, state, device, paths):
     _, _, amp_dtype = pick_precision(args.amp, model, device)
     preprocessing = state["preprocessing"]
     mean, std = (torch.tensor(preprocessing[k], device=device).view(3, 1, 1) for k in ("mean", "std"))
-    # The "label" that the loader hands on is the picture's place in the list, since bad pictures drop out of a batch.
-    numbered = [(path, place) for place, path in enumerate(paths)]
+    # The loader hands on each picture's place in the list, since bad pictures drop out of a batch.
     workers = args.workers if len(paths) > args.batch_size else 0  # starting processes costs more than one batch
-    loader = data.eval_loader(numbered, preprocessing, args.batch_size, workers)
+    loader = data.eval_loader([(path,) for path in paths], preprocessing, args.batch_size, workers, on_bad_image="skip")
+    batches = data.batches(loader, say=lambda line: None)  # main() says it
 
-    outputs, bad = torch.zeros(1 + args.tta, len(paths), len(output_names(state))), {}
+    outputs = torch.zeros(1 + args.tta, len(paths), len(output_names(state)))
     with torch.inference_mode(), torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-        for x, places in tqdm(data.batches(loader, bad), "predict", len(loader), leave=False, disable=None):
+        for x, places in tqdm(batches, "predict", len(loader), leave=False, disable=None):
             x = data.to_input(x, mean, std)
             for view in range(1 + args.tta):
                 outputs[view, places] = model(x.flip(3) if view else x).float().cpu()
-    return list(outputs), {place: bad[path] for path, place in numbered if path in bad}
+    bad = loader.dataset.skipped
+    return list(outputs), {place: bad[path] for place, path in enumerate(paths) if path in bad}
 
 
 def class_rows(args, states, outputs, good, listed):

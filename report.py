@@ -20,6 +20,7 @@ import json
 import math
 import os
 import re
+import shlex
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -134,7 +135,7 @@ def find_picture(file, folder, options):
 
 def better_is_lower(name):
     """Is a smaller number of this column of the history a better one?"""
-    return bool(re.search("loss|cost|mae|rmse|medape", name))
+    return bool(re.search("loss|cost|error|mae|mse|medape", name))
 
 
 def best_row(history, monitor):
@@ -618,32 +619,47 @@ def check_tensorboard(wanted):
                           "--no-tensorboard (report.html has the same curves)") from error
 
 
-def tensorboard_writer(folder, epoch):
-    """A SummaryWriter into folder/tensorboard, which passes over what an earlier run wrote from `epoch` on."""
-    from torch.utils.tensorboard import SummaryWriter
+class Log:
+    """What a run says of each epoch: a line on the terminal and, if wanted, TensorBoard.
 
-    return SummaryWriter(str(Path(folder, "tensorboard")), purge_step=epoch)
+    tensorboard: whether it is. first_epoch: what an earlier run wrote for it from that epoch on is passed over.
+    """
 
+    def __init__(self, folder, tensorboard=False, first_epoch=0):
+        self.writer = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
 
-def add_to_tensorboard(writer, row):
-    """Write a row of the history, unless `writer` is None."""
-    for name, value in row.items() if writer else ():
-        if name != "epoch":
-            writer.add_scalar(name, value, row["epoch"])
-    if writer:
-        writer.flush()
+            self.writer = SummaryWriter(str(Path(folder, "tensorboard")), purge_step=first_epoch)
+
+    def epoch(self, row, is_best, shown, digits=".4f"):
+        """row: that of the history. is_best: whether best.pt is of this epoch now. shown: the columns that are in the
+        line. digits: their format.
+        """
+        words = "  ".join(f"{name} {row[name]:{digits}}" for name in dict.fromkeys(shown))
+        print(f"epoch {row['epoch']:3d}  {words}  lr {row['lr']:.1e}  {row['seconds']:.1f} s{'  best' if is_best else ''}",
+              flush=True)
+        if row["loss_scale"] < 1:
+            print("warning: fp16's loss scale has collapsed, steps are passed over: start again with --amp bf16 or off")
+        if self.writer:
+            for name, value in row.items():
+                if name != "epoch":
+                    self.writer.add_scalar(name, value, row["epoch"])
+            self.writer.flush()
 
 
 def sum_up(folder, history, monitor, pictures=True):
-    """The last words after training: `advice`, and where the files are, with a report among them if `pictures`. What
-    hinders the report is said and does not end the script.
+    """The last words after training: `advice`, where the files are, with a report among them if `pictures`, and how to
+    predict. What hinders the report is said and does not end the script.
     """
-    lines, written = list(filter(None, [advice(history, monitor)])), []
+    lines, written = ["", *filter(None, [advice(history, monitor)])], []
     try:
         written = write_report(folder) if pictures else []
     except ReportError as error:
         lines.append(f"note: no report: {error}")
-    return "\n".join([*lines, f"files are in {folder}" + (f"; look at {written[-1]}" if written else "")])
+    lines.append(f"files are in {folder}" + (f"; look at {written[-1]}" if written else ""))
+    lines.append(f"next: python predict.py --checkpoint {shlex.quote(str(Path(folder, 'best.pt')))} PICTURES")
+    return "\n".join(lines)
 
 
 def short_number(cell):
@@ -686,7 +702,8 @@ def replace_files(folder, files):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     epilog="More: docs/runs.md")
     parser.error = lambda message: parser.exit(2, f"error: {clean(message)}\n")
     parser.add_argument("folder", metavar="RUN", help="the folder of a run, such as runs/train_classifier/<time>")
     try:

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import math
 import os
+import shlex
 from collections import Counter, namedtuple
 from pathlib import Path
 
@@ -163,6 +164,21 @@ def fingerprint(table):
     return f"{sizes}, content {hashlib.sha256(ascii(content).encode()).hexdigest()[:8]}"
 
 
+def refuse_others(fingerprint, before, labels, file):
+    """Raise TableError if the rows of the file `labels` are not those that a run, resumed from the checkpoint `file`, has
+    learned from before. fingerprint, before: of the two.
+    """
+    if fingerprint != before:
+        raise TableError(f"{labels} holds other rows ({fingerprint}) than the run was started with ({before}): start a new "
+                         f"run from its weights, --weights {shlex.quote(file)}")
+
+
+def refuse_constant(values, labels):
+    """Raise TableError if a target has the same value in all rows (rows, targets) of the validation split."""
+    if (values == values[0]).all(0).any():
+        raise TableError(f"{labels}: a target is the same in all val rows, so there is no val_r2 to monitor")
+
+
 # ---- standardizing, and back
 
 
@@ -195,6 +211,14 @@ def standardize(values, scale):
     if not found.float().isfinite().all():
         raise TableError(f"a target is {found.abs().max():g} standard deviations from the training split's mean")
     return found
+
+
+def tensors(table, split, scale, device="cpu"):
+    """What a network learns from a split: the standardized targets (rows, targets) and the weights (rows,), in float32 on
+    the device.
+    """
+    targets = standardize(table.values[split], scale)
+    return targets.float().to(device), table.weights[split].float().to(device)
 
 
 def to_own_units(outputs, scale, quantiles=None):

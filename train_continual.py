@@ -9,14 +9,15 @@ the full loop, top to bottom, in plain PyTorch.
 Network, image size and classes come from the checkpoint. --data and --old-data hold train/ and val/ (and test/), or are
 one folder each to be split; in them one folder of pictures per class. Classes are known by their names: old ones keep
 their outputs, new ones get outputs behind them. Given --old-data, the old validation split is scored beside the new one.
+
+More: docs/continual.md
 """
 
-import functools
 import math
 import os
-import shlex
 import time
-from pathlib import Path
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import nn
@@ -24,14 +25,15 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import distributed
 import ending
 import freeze
 import losses
 import metrics
 import report
 from arguments import (MAY_CHANGE, above, add_optimizer_options, add_picture_options, add_saving_options,
-                       add_training_options, count, fill_defaults, make_parser, number, refuse_idle, share,
-                       shared_rules, typed_options)
+                       add_training_options, count, fill_defaults, make_parser, number, refuse_idle,
+                       refuse_unknown_choices, share, shared_rules, typed_options)
 from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, check_image_size, grow_outputs, pick_device,
                    pick_precision, rebuild, set_dropout)
 
@@ -90,6 +92,7 @@ def read_arguments(argv):
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         parser.error("train_continual.py runs in one process: start it without torchrun; it uses all GPUs that it sees")
     args, saved = checkpoint.resume_arguments(args, typed, "train_continual", MAY_CHANGE)
+    refuse_unknown_choices(parser, args)
     methods, old = args.method.split("+"), bool(args.old_data)
     if unknown := [name for name in methods if name not in METHODS]:
         parser.error(f"--method knows no '{unknown[0]}': there are {', '.join(METHODS)}, joined by +")
@@ -121,324 +124,464 @@ def read_arguments(argv):
     return args, saved
 
 
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
+              "rmsprop": torch.optim.RMSprop, "adagrad": torch.optim.Adagrad}
+# What may end a run between two optimizer steps, so that its state is saved: a stop signal (Ctrl-C, SIGTERM), a
+# picture that cannot be read, a split of which none can be.
+INTERRUPTIONS = (ending.Stopped, data.DataError, distributed.ProcessError)
+
+
 def train(args, saved, stop):
+    """args: the options; of a resumed run the saved ones, as the command line has changed them. saved: its checkpoint,
+    else None. stop: the stop signals.
+    """
     # ---- 2 device and processes --------------------------------------------------------------------------------------
     device = pick_device(args.device, args.deterministic)
+    # "cuda" without a number stands for all GPUs here: section 9 uses DataParallel.
     gpus = torch.cuda.device_count() if device == torch.device("cuda") else 1
-    torch.manual_seed(args.seed)  # for the outputs of new classes and for dropout
+    # For the outputs of new classes and for dropout.
+    torch.manual_seed(args.seed)
+
+    # disable=None: a progress bar only where stderr is a terminal. say(): a line that does not tear the bar.
+    progress_bar = partial(tqdm, leave=False, disable=None)
+    say = tqdm.write
 
     # ---- 3 data ------------------------------------------------------------------------------------------------------
-    methods, origin = args.method.split("+"), vars(args)["from"]
-    start = saved or checkpoint.load(origin)
+    # The model to go on with: where this run was interrupted, or what --from names.
+    methods = args.method.split("+")
+    origin = vars(args)["from"]
+    start = saved or checkpoint.load(origin, needs=checkpoint.NEEDED)
     if "classes" not in start:
-        raise checkpoint.CheckpointError(f"{origin} was written by {start['script']}.py: --from takes a classifier")
+        raise checkpoint.CheckpointError(f"{origin} was written by {start['script']}.py: --from takes a "
+                                         "classifier")
+    # The classes that it knew before this run.
     known = saved["classes"][: saved["known"]] if saved else start["classes"]
+
+    # (A single class is enough here.)
     images = data.find_images(args.data, args.val_split, least=1)
     old = data.find_images(args.old_data, args.val_split, least=1) if args.old_data else None
-    if old and (strange := [name for name in old.classes if name not in known]):
-        raise data.DataError(f"{args.old_data} has the class '{strange[0]}', which the model of {origin} does not know: "
-                             f"it knows {', '.join(known)}; new classes belong into --data")
-    fingerprint = "; old: ".join(data.fingerprint(found) for found in (images, old) if found)
-    if saved and saved["data"] != fingerprint:
-        raise data.DataError(f"{args.data} or --old-data holds other pictures ({fingerprint}) than the run was started "
-                             f"with ({saved['data']}): start a new run, --from {shlex.quote(args.resume)}")
+    if old:
+        data.refuse_unknown(old, known, args.old_data, f"the model of {origin}")
+    fingerprint = data.fingerprint(images)
+    if old:
+        fingerprint += f"; old: {data.fingerprint(old)}"
+    if saved:
+        folders = f"{args.data} or --old-data"
+        data.refuse_others(fingerprint, saved["data"], folders, args.resume, "--from")
     fresh = [name for name in images.classes if name not in known]
-    print(f"new pictures{', of which new classes: ' + ', '.join(fresh) if fresh else ''}\n"
-          f"{data.describe(images, hints=False)}")
+    new_classes = f", of which new classes: {', '.join(fresh)}" if fresh else ""
+    print(f"new pictures{new_classes}\n{data.describe(images, hints=False)}")
     if old:
         print(f"old pictures\n{data.describe(old, hints=False)}")
-    classes = [*known, *fresh]  # old outputs stay where they are, whatever the order of the folders
-    images, old = (found and data.relabel(found, classes) for found in (images, old))
-    buffer = data.balanced(old.splits["train"], args.replay_size, args.seed) if "replay" in methods else []
-    preprocessing = start["preprocessing"]
-    size, resize_size, interpolation = (preprocessing[k] for k in ("image_size", "resize_size", "interpolation"))
-    mean, std = (torch.tensor(preprocessing[k], device=device).view(3, 1, 1) for k in ("mean", "std"))
-    skipped = {} if args.on_bad_image == "skip" else None  # {file: what is wrong with it}
 
-    def loader_of(samples):
-        return data.eval_loader(samples, preprocessing, args.batch_size, args.workers)
+    # Old outputs stay where they are, whatever the order of the folders; those of new classes come behind them.
+    classes = [*known, *fresh]
+    images = data.relabel(images, classes)
+    if old:
+        old = data.relabel(old, classes)
+    # Old pictures that are learned again, in a share of each batch; they stand behind the new ones in train_images.
+    buffer = []
+    if "replay" in methods:
+        buffer = data.balanced(old.splits["train"], args.replay_size, args.seed)
+
+    preprocessing = start["preprocessing"]
+    size = preprocessing["image_size"]
+    interpolation, resize_size = preprocessing["interpolation"], preprocessing["resize_size"]
+    mean = torch.tensor(preprocessing["mean"], device=device).view(3, 1, 1)
+    std = torch.tensor(preprocessing["std"], device=device).view(3, 1, 1)
+    # uint8 pictures (N, 3, H, W) -> float32 on the device, normalized, channels_last.
+    to_input = partial(data.to_input, mean=mean, std=std)
+
+    # Your own augmentation: any transform from a uint8 tensor (3, H, W) to one of (3, size, size), such as those of
+    # torchvision.transforms.v2. It draws from torch's random numbers, which are seeded for each picture and epoch. No
+    # Normalize: to_input does that. (Several views of a picture: stack them here; in section 10 flatten them into the
+    # batch, as to_input(batch.x.flatten(0, 1)).)
+    augment = data.train_transform(size, args.augment, interpolation, resize_size)
+    # Decoded at twice the size that the network gets: room for crops.
+    samples = [*images.splits["train"], *buffer]
+    train_images = data.ImageList(samples, augment, args.seed, 2 * size, args.on_bad_image)
+    # The batch sampler. Seed and epoch alone decide which pictures make up which batch, so a resumed run goes on with
+    # the next one. An epoch is one pass through the new pictures, with replay, too.
+    new_count = len(images.splits["train"])
+    if buffer:
+        order = data.ReplayBatches(new_count, len(buffer), args.batch_size, args.replay_fraction, args.seed)
+    else:
+        order = data.SeededBatches(new_count, args.batch_size, args.seed, shuffle=True)
+    train_loader = data.make_loader(train_images, order, args.workers, pin_memory=device.type == "cuda")
+    steps_per_epoch = order.steps_per_epoch(args.accumulate)
+    # Batches for evaluation hold indices and not labels: pictures may be unreadable, so labels are looked up by
+    # index.
+    eval_loader = partial(data.eval_loader, preprocessing=preprocessing, batch_size=args.batch_size,
+                          workers=args.workers, on_bad_image=args.on_bad_image)
+    # What is scored in every epoch: the new pictures and, if they are at hand, the old ones.
+    val_labels = data.labels(images, "val").to(device)
+    val_splits = {"val": (eval_loader(images.splits["val"]), val_labels)}
+    if old:
+        old_val_labels = data.labels(old, "val").to(device)
+        val_splits["old_val"] = (eval_loader(old.splits["val"]), old_val_labels)
+    # The batches of a loader for evaluation: a stop signal ends them.
+    batches_of = partial(pictures_of, stop=stop, say=say)
 
     # ---- 4 model and head --------------------------------------------------------------------------------------------
-    model, head, name = rebuild(start), start["head"], start["build"]["name"]
-    heads = (head, *auxiliary_heads(model))  # what no spec freezes
+    # With its weights, and an output for each class that it knows.
+    model = rebuild(start)
+    head, model_name = start["head"], start["build"]["name"]
+    # Auxiliary heads (GoogLeNet, Inception) are small networks, each with a last layer of its own.
+    heads = (head, *auxiliary_heads(model))
     if fresh and not saved:
-        for layer in (freeze.find_head(model), *(f"{h}.{freeze.find_head(model.get_submodule(h))}" for h in heads[1:])):
-            grow_outputs(model, layer, len(fresh))
+        # The last layers get one more output for each new class; the old ones stay as they are. (A resumed run has
+        # them.)
+        grow_outputs(model, freeze.find_head(model), len(fresh))
+        for auxiliary in auxiliary_heads(model):
+            last = freeze.find_head(model.get_submodule(auxiliary))
+            grow_outputs(model, f"{auxiliary}.{last}", len(fresh))
+    # The dropout right before the head, or in it; if not given, that which the model was trained with.
     if args.dropout is None:
         args.dropout = start["options"].get("dropout")
     if args.dropout is not None:
         set_dropout(model, head, args.dropout)
 
     # ---- 5 freezing --------------------------------------------------------------------------------------------------
-    freeze.freeze(model, args.freeze if "freeze" in methods else "none", heads)
+    # Frozen means two things. This is the first: no gradient, so no step. The second stands in section 10: eval().
+    spec = args.freeze if "freeze" in methods else "none"
+    frozen = freeze.select(model, spec, heads, without_head=True)
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    # Two groups for each layer, with and without weight decay (biases and norm layers have none). group["peak_lr"] is
+    # --lr for the head and a part of it for the layers before.
     groups = freeze.param_groups(model, heads, args.lr, args.weight_decay, args.backbone_lr_scale, args.layer_decay)
-    if args.batch_size == 1 or len(heads) > 1:  # can BatchNorm train on single pictures, auxiliary heads on small ones?
-        check_image_size(freeze.train_mode(model), size, args.batch_size)
+    if "l2-sp" in methods:
+        # The backbone is pulled back to its start and not to zero; the head keeps its weight decay.
+        for group in groups:
+            if group["layer"] not in heads:
+                group["weight_decay"] = 0.0
+
+    if args.batch_size == 1 or len(heads) > 1:
+        # Does a training pass work, BatchNorm on a single picture, auxiliary heads on small ones? Tried on a copy;
+        # train_mode is train(), but eval() for what is frozen.
+        freeze.train_mode(model)
+        check_image_size(model, size, args.batch_size)
+    # Convolutions are faster in this memory format. Parameters stay the same objects, so `groups` still holds them.
     model.to(device, memory_format=torch.channels_last)
 
     # ---- 6 loss ------------------------------------------------------------------------------------------------------
-    criterion = losses.CrossEntropy(label_smoothing=args.label_smoothing)
-    anchor, fisher = (saved["anchor"], saved["fisher"]) if saved else ({}, {})
-    if "l2-sp" in methods:
-        anchor = anchor or losses.anchor_of(model, heads)
-        for group in groups:  # the head keeps its decay towards zero
-            group["weight_decay"] *= group["layer"] in heads
-    if "ewc" in methods and not saved:
-        sample = data.balanced(old.splits["train"], args.fisher_size, args.seed)
-        found = tqdm(data.batches(loader_of(sample), skipped), "Fisher information, batches", leave=False, disable=None)
-        pictures, started = ((data.to_input(x, mean, std), y) for x, y in found), time.perf_counter()
+    criterion = nn.CrossEntropyLoss(label_smoothing=args.label_smoothing)
+    # Your own loss: put it here, as `criterion`. Any function or nn.Module that takes logits (N, C) in float32 and
+    # labels (N,) in int64 and returns a scalar, their mean over the pictures. Validation calls it once for the whole
+    # split. The next line refuses --label-smoothing if it has no attribute `label_smoothing`.
+    losses.refuse_unused(criterion, label_smoothing=args.label_smoothing)
+    # A module is moved to the device. If it has parameters of its own, they train at the head's rate and are saved.
+    loss_parameters = losses.own_parameters(criterion, device)
+    if loss_parameters:
+        groups.append({"layer": "loss", "params": loss_parameters, "lr": args.lr,
+                       "peak_lr": args.lr, "weight_decay": 0.0})
+
+    # What pulls the weights back: where they began, {name: tensor}, and for ewc how much the old task needs each of
+    # them. (Section 1 has refused l2-sp together with ewc.)
+    anchor, fisher = {}, {}
+    if saved:
+        anchor = losses.moved(saved["anchor"], device)
+        fisher = losses.moved(saved["fisher"], device)
+    elif "l2-sp" in methods:
+        anchor = losses.anchor_of(model, heads)
+    elif "ewc" in methods:
         anchor = losses.anchor_of(model)
-        fisher = losses.fisher_diagonal(model, pictures, args.fisher, len(known), args.seed)  # in float32
-        print(f"{args.fisher} Fisher information of {len(sample)} old pictures: {time.perf_counter() - started:.1f} s")
-    pulled = [n for n, p in model.named_parameters() if p.requires_grad and n in anchor]
-    if {"l2-sp", "ewc"} & set(methods) and not pulled:
-        raise losses.LossError(f"--method {args.method} has nothing to pull: --freeze {args.freeze} keeps all of it "
-                               "still")
-    anchor, fisher = ({k: v.to(device) for k, v in found.items()} for found in (anchor, fisher))
+        sample = data.balanced(old.splits["train"], args.fisher_size, args.seed)
+        sample_loader = eval_loader(sample)
+        # Of the outputs for known classes: those for new ones are random.
+        fisher = fisher_of(model, sample_loader, sample, to_input, args.fisher, len(known),
+                           args.seed, progress_bar)
+    # If all that it could pull is frozen, it would do nothing.
+    if "l2-sp" in methods or "ewc" in methods:
+        losses.refuse_idle_pull(model, anchor, f"--method {args.method}", f"--freeze {args.freeze}")
 
     # ---- 7 optimizer, schedule, scaler -------------------------------------------------------------------------------
-    optimizer_class = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
-                       "rmsprop": torch.optim.RMSprop, "adagrad": torch.optim.Adagrad}[args.optimizer]
-    momentum = {"momentum": args.momentum} if args.optimizer in ("sgd", "rmsprop") else {}
-    fused = {"fused": True} if args.optimizer in ("sgd", "adam", "adamw") and device.type in ("cpu", "cuda") else {}
-    optimizer = optimizer_class(groups, **momentum, **fused)  # fused: all parameters in one call, several times as fast
+    # Every parameter is in, frozen or not: one without a gradient is skipped.
+    settings = {}
+    if args.optimizer in ("sgd", "rmsprop"):
+        settings["momentum"] = args.momentum
+    if args.optimizer in ("sgd", "adam", "adamw") and device.type in ("cpu", "cuda"):
+        settings["fused"] = True  # all parameters in one call, several times as fast
+    optimizer = OPTIMIZERS[args.optimizer](groups, **settings)
 
-    new_count = len(images.splits["train"])
-    order = data.SeededBatches(new_count, args.batch_size, args.seed, shuffle=True)
-    if buffer:  # an epoch is still one pass through the new pictures
-        order = data.ReplayBatches(new_count, len(buffer), args.batch_size, args.replay_fraction, args.seed)
-    batch_sizes = order.sizes()
-    steps_per_epoch = math.ceil(len(batch_sizes) / args.accumulate)
+    # epoch, step, best, best_epoch, epochs_without_gain, plateau_scale, history: plain values.
+    progress = checkpoint.Progress()
     warmup_steps = round(args.warmup_epochs * steps_per_epoch)
-    plateau_scale = 1.0  # what --schedule plateau has cut the rate to
 
+    # A schedule of PyTorch's instead: make it here, for steps and not epochs, as scheduler = OneCycleLR(optimizer,
+    # max_lr=[group["peak_lr"] for group in groups], total_steps=args.epochs * steps_per_epoch). Save it in section 8,
+    # by parts["scheduler"] = scheduler. In section 10 drop the two lines that set group["lr"], and call
+    # scheduler.step() after scaler.update(). (cycle_momentum=False leaves --momentum alone.) --schedule and its
+    # options have no effect then, and a resumed run cannot have more --epochs.
     def factor_at(step):
-        """The share of its peak rate that each group has at optimizer step `step`: a plain function of the step."""
+        """The share of its peak rate that each group has at optimizer step `step`, from 0."""
         if step < warmup_steps:
             return (step + 1) / warmup_steps
         if args.schedule == "cosine":  # down to zero (Loshchilov and Hutter, "SGDR", 2017)
-            progress = (step - warmup_steps) / max(1, args.epochs * steps_per_epoch - warmup_steps)
-            return 0.5 * (1 + math.cos(math.pi * progress))
+            done = (step - warmup_steps) / max(1, args.epochs * steps_per_epoch - warmup_steps)
+            return 0.5 * (1 + math.cos(math.pi * done))
         if args.schedule == "step":
             return args.gamma ** (step // steps_per_epoch // args.step_epochs)
-        return plateau_scale
+        return progress.plateau_scale  # plateau: section 10 lowers it; constant: stays 1
 
-    amp = saved["precision"] if saved and args.amp == "auto" and saved["device"] == device.type else args.amp
+    # A resumed run keeps its precision, unless the device or --amp says otherwise.
+    amp = args.amp
+    if saved and args.amp == "auto" and saved["device"] == device.type:
+        amp = saved["precision"]
     precision, reason, amp_dtype = pick_precision(amp, model, device, gpus)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")  # bf16 has float32's range, needs none
+    autocast = torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None)
+    # fp16 has a small range: its loss is scaled up, so that gradients do not vanish. bf16 has float32's range.
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
-    # ---- 8 resume ----------------------------------------------------------------------------------------------------
-    best, best_epoch, epochs_without_gain, history = None, None, 0, []
-    start_epoch, step, sums, before = 0, 0, {}, {}  # sums: of the running epoch; before: the scores at the start
-    output = Path(args.output)
-    options = vars(args) | {k: os.path.abspath(vars(args)[k]) for k in ("data", "old_data") if vars(args)[k]}
-    _lock = checkpoint.start_folder(output, options)  # until the end no other run may write there
-    board = report.tensorboard_writer(output, saved["epoch"] if saved else 0) if args.tensorboard else None
+    # ---- 8 what is saved, and resume ---------------------------------------------------------------------------------
+    # The sums of the running epoch: over pictures (with their number, "images") and over steps. They stay on the
+    # device until they are read.
+    meter = metrics.Meter(["loss", "hits"], ["norm", "skipped_steps"])
+    # What training changes: each has state_dict() and load_state_dict().
+    parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    if loss_parameters:
+        parts["criterion"] = criterion
+    # What it does not change: the name of the script, which --resume looks at, the options, what predict.py needs to
+    # build the network, what pulls back.
+    options = vars(args) | {"data": os.path.abspath(args.data)}
+    if args.old_data:
+        options["old_data"] = os.path.abspath(args.old_data)
+    about = {"script": "train_continual", "options": options, "data": fingerprint,
+             "build": start["build"], "loss": losses.name_of(criterion), "head": head, "hidden": start["hidden"],
+             "preprocessing": preprocessing, "precision": precision, "device": device.type}
+    about |= {"classes": classes, "known": len(known), "anchor": anchor, "fisher": fisher}
+    # The run folder.
+    run = checkpoint.Run(args.output, parts, progress, meter, about)
     if saved:
-        checkpoint.restore(saved, optimizer, scaler, saved["rng"])
-        notes = [*checkpoint.machine_changes(saved), *checkpoint.go_on_in(output, saved, args.resume)]
-        best, best_epoch, epochs_without_gain = (saved[k] for k in ("best", "best_epoch", "epochs_without_gain"))
-        history, plateau_scale, step, sums = (saved[k] for k in ("history", "plateau_scale", "step", "sums"))
-        start_epoch, before = saved["epoch"], saved["before"]
-        print("\n".join([f"resumed from {args.resume} at epoch {start_epoch}, step {step}", *notes]))
-
-    def save(next_epoch, sums=None, **how):
-        """Save all that resuming and predict.py need, in tensors and plain values: read with weights_only=True."""
-        state = {
-            "script": "train_continual", "options": options, "machine": checkpoint.machine(),
-            "model": model.state_dict(), "build": start["build"], "head": head, "hidden": start["hidden"],
-            "preprocessing": preprocessing, "classes": classes, "known": len(known), "data": fingerprint,
-            "anchor": anchor, "fisher": fisher, "before": before,
-            "optimizer": optimizer.state_dict(), "plateau_scale": plateau_scale, "scaler": scaler.state_dict(),
-            "precision": precision, "device": device.type, "rng": checkpoint.rng_state(), "epoch": next_epoch,
-            "step": step, "sums": sums or {}, "best": best, "best_epoch": best_epoch,
-            "epochs_without_gain": epochs_without_gain, "history": history,
-        }
-        checkpoint.save(state, output, way_out=way_out, **how)
-
-    def way_out():
-        return checkpoint.slower_command("train_continual", output, args.lr, {}, step)
+        # Loads every part, the progress, the sums of an epoch that was interrupted, and the random numbers. An
+        # optimizer keeps the peak rates and the weight decay that it has now: those may be changed.
+        print(run.resume_from(saved, args.resume))
 
     # ---- 9 several GPUs ----------------------------------------------------------------------------------------------
-    # `network` runs; `model` is frozen, pulled and saved: the same parameters under their plain names.
+    # `model` is frozen, pulled and saved, under its plain names; `network` is the same one, ready to run.
     network = nn.DataParallel(model) if gpus > 1 else model
 
     # ---- 10 the loop -------------------------------------------------------------------------------------------------
-    augment = data.train_transform(size, args.augment, interpolation, resize_size)  # or any v2 transform of your own
-    train_images = data.ImageList([*images.splits["train"], *buffer], augment, args.seed, size=2 * size)
-    train_loader = data.make_loader(train_images, order, args.workers, pin_memory=device.type == "cuda")
-    val_loaders = {"val": loader_of(images.splits["val"])} | ({"old_val": loader_of(old.splits["val"])} if old else {})
+    where = f"{device} x {gpus}" if gpus > 1 else device
+    print(f"\n{model_name}, {size} px, {where}, precision {precision} ({reason}), method {args.method}")
+    print(f"{freeze.group_table(model, heads, optimizer.param_groups)}\n")
+    # The scores before any training, to compare with. The outputs of new classes are random still.
+    if saved:
+        before = saved["before"]
+    else:
+        # (With data.batches itself: a stop signal still ends the program at once.)
+        before, _ = validate(network, val_splits, criterion, data.batches, autocast, to_input, device)
+        print(f"before     {in_words(before)}")
+    run.about["before"] = before
+    if progress.epoch >= args.epochs:
+        print(f"all {progress.epoch} epochs are done; to train longer, give more --epochs")
+    # The line for each epoch, and TensorBoard, where rows of an earlier run from first_epoch on are hidden.
+    log = report.Log(run.folder, args.tensorboard, first_epoch=progress.epoch)
+    shown = ["train_loss", "val_loss", "val_accuracy", args.monitor]
+    if old:
+        shown.insert(3, "old_val_accuracy")
+    # From here on a stop signal waits for leave_if_asked, between two steps; the last line then tells how to go on.
+    ending.wait_for_steps(stop, run.resume_command)
 
-    @torch.inference_mode()
-    def evaluate(batches, dtype):
-        """The network's outputs (N, C) in float32 and the labels (N,) of a whole split, in evaluation mode."""
-        network.eval()
-        outputs, labels = [], []
-        for x, y in batches:
-            with torch.amp.autocast(device.type, dtype, enabled=dtype is not None):
-                outputs.append(network(data.to_input(x, mean, std)).float())
-            labels.append(y)
-        if not outputs:
-            raise data.DataError(data.NONE_READ)
-        return torch.cat(outputs), torch.cat(labels).to(device)
-
-    def validate(batches_of):
-        """The scores of the new and the old validation split, and how many pictures they are from."""
-        scores, seen = {}, 0
-        for split, loader in val_loaders.items():
-            outputs, labels = evaluate(batches_of(loader), amp_dtype)
-            scores[f"{split}_loss"] = criterion(outputs, labels).item()
-            scores |= {f"{split}_{key}": value for key, value in metrics.class_scores(outputs, labels).items()}
-            seen += len(labels)
-        if old:  # both tasks count the same
-            scores["mean_accuracy"] = (scores["val_accuracy"] + scores["old_val_accuracy"]) / 2
-        return scores, seen
-
-    def save_here():
-        """Between two steps of the running epoch: a resumed run goes on with its next batch, or with its validation."""
-        if sums["images"]:
-            losses.check_finite(float(sums["loss"]) / sums["images"], f"training loss of epoch {epoch}", way_out)
-        sums["seconds"] = time.perf_counter() - started
-        save(epoch, {k: float(v) for k, v in sums.items()} if sums["images"] else None)
-
-    def batches_of(loader, per_step=1, at_least=0, saving=True):
-        """Batches of the running epoch; a stop signal or an unreadable picture ends the run here, with its state saved
-        if that is between two optimizer steps.
-        """
-        count = 0
-        try:
-            for count, batch in enumerate(data.batches(loader, skipped, at_least, tqdm.write), start=1):
-                yield batch
-                if count % per_step == 0:
-                    ending.leave_if_asked(stop)
-        except (data.DataError, ending.Stopped):
-            if saving and count % per_step == 0:
-                save_here()
-            raise
-
-    print(f"\n{name}, {size} px, {device}{f' x {gpus}' if gpus > 1 else ''}, precision {precision} ({reason}), method "
-          f"{args.method}\n{freeze.group_table(model, heads, optimizer.param_groups)}\n")
-    if not saved:
-        before, _ = validate(lambda loader: data.batches(loader, skipped))
-        print("before     " + "  ".join(f"{k} {v:.4f}" for k, v in before.items() if k.endswith(("loss", "l_accuracy"))))
-    if start_epoch >= args.epochs:
-        print(f"all {start_epoch} epochs are done; to train longer, give more --epochs")
-    ending.wait_for_steps(stop, functools.partial(checkpoint.resume_command, "train_continual", output))
-    for epoch in range(start_epoch, args.epochs):
-        if args.patience and epochs_without_gain >= args.patience:
-            print(f"stopped early: no better {args.monitor} for {epochs_without_gain} epochs")
+    for epoch in range(progress.epoch, args.epochs):
+        if args.patience and progress.epochs_without_gain >= args.patience:
+            print(f"stopped early: no better {args.monitor} for {progress.epochs_without_gain} epochs")
             break
-        order.epoch = epoch
-        order.start = min((step - epoch * steps_per_epoch) * args.accumulate, len(batch_sizes))  # 0 unless resumed
-        sums = sums or dict.fromkeys(["images", "loss", "hits", "norm", "skipped_steps", "seconds"], 0.0)
-        started = time.perf_counter() - sums["seconds"]
-        freeze.train_mode(model)  # model.train(), and eval() on every frozen part: no running statistics move there
-        bar = tqdm(batches_of(train_loader, args.accumulate, at_least=2), f"epoch {epoch}", len(batch_sizes), leave=False,
-                   disable=None, initial=order.start)
-        for i, (x, y) in enumerate(bar, order.start):
-            x, y = data.to_input(x, mean, std), y.to(device, non_blocking=True)
-            with torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                outputs = network(x)
-            logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-            loss = criterion(logits.float(), y)  # in float32, out of autocast's reach
-            sums["loss"] += loss.detach() * len(y)  # stays on the device: .item() would wait for it at every step
-            for more in auxiliary:  # not in train_loss, which is to be compared with val_loss
-                loss = loss + AUXILIARY_WEIGHT[name] * criterion(more.float(), y)
+        meter.start_clock()
 
-            # The batches of one optimizer step count by their share of its pictures; the last step may have fewer.
-            first = i - i % args.accumulate
-            part = len(y) / sum(batch_sizes[first : first + args.accumulate])
-            scaler.scale(loss * part).backward()
-            sums["images"] += len(y)
-            sums["hits"] += (logits.detach().argmax(1) == y).sum()
-            if (i + 1) % args.accumulate and i + 1 < len(batch_sizes):
-                continue  # not yet the last batch of this optimizer step
+        # INTERRUPTIONS: a stop signal, an unreadable picture or split. In this block they arise between two optimizer
+        # steps alone: the state is saved, then the exception goes on its way.
+        with run.saved_if_interrupted(*INTERRUPTIONS):
+            # The second half of freezing: eval() for what is frozen. In train() mode the running statistics of its
+            # BatchNorms would move, and its dropout would be on. Right again after every thaw.
+            model.train()
+            for part in freeze.frozen_parts(model):
+                part.eval()
 
-            # What pulls back, once per step and not in train_loss.
-            if "l2-sp" in methods:
-                scaler.scale(args.l2_sp * losses.l2_sp_penalty(model, anchor)).backward()
-            if "ewc" in methods:
-                scaler.scale(args.ewc * losses.ewc_penalty(model, anchor, fisher)).backward()
-            scaler.unscale_(optimizer)  # nothing to do unless in fp16
-            trained = [p for p in model.parameters() if p.grad is not None]
-            norm = nn.utils.get_total_norm([p.grad for p in trained])
-            if args.clip_grad:
-                nn.utils.clip_grads_with_norm_(trained, args.clip_grad, norm)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor_at(step)
-            scaler.step(optimizer)  # passes over this step if fp16 has overflowed
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            sums["norm"] += norm.nan_to_num(0, 0, 0)  # not finite where fp16 has overflowed
-            sums["skipped_steps"] += scaler.is_enabled() * ~norm.isfinite()
-            step += 1
-            if step % args.log_every == 0 or i + 1 == len(batch_sizes):
-                train_loss = sums["loss"].item() / sums["images"]
-                speed = sums["images"] / (time.perf_counter() - started)
-                bar.set_postfix_str(f"loss {train_loss:.4f}, {speed:.0f} images/s")
-                losses.check_finite(train_loss, f"training loss of epoch {epoch}", way_out)
-            if args.save_every and step % args.save_every == 0:
-                save_here()
-        train_loss = float(sums["loss"]) / sums["images"]
-        train_seconds = sums.setdefault("train_seconds", time.perf_counter() - started)
+            # One turn of the loop is one optimizer step. It gets --accumulate batches (x, y, pictures, number),
+            # already read, and how many pictures they have. (A last batch of one picture, which BatchNorm could not
+            # take, is merged into the one before.) A resumed run goes on with the first batch that it has not seen.
+            steps_done = progress.step - epoch * steps_per_epoch
+            order.set_epoch(epoch, start=steps_done * args.accumulate)
+            steps = data.steps(train_loader, order, args.accumulate, say)
+            bar = progress_bar(steps, f"epoch {epoch}", steps_per_epoch, initial=steps_done)
+            for batches, step_pictures in bar:
+                for batch in batches:
+                    x = to_input(batch.x)
+                    y = batch.y.to(device, non_blocking=True)
+                    with autocast:
+                        outputs = network(x)
+                    # In training, a network with auxiliary heads returns their outputs behind those of the head.
+                    logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+                    # In float32, out of autocast's reach.
+                    loss = criterion(logits.float(), y)
 
-        scores, seen = validate(batches_of)
-        losses.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}", way_out)
-        seconds, skipped_steps = time.perf_counter() - started, int(sums["skipped_steps"])
-        listed = sum(batch_sizes) + sum(len(loader.dataset) for loader in val_loaders.values())
-        history.append({"epoch": epoch, "train_loss": train_loss, "train_accuracy": float(sums["hits"]) / sums["images"],
-                        **scores, "lr": args.lr * factor_at(step - 1),
-                        "grad_norm": float(sums["norm"]) / max(1, steps_per_epoch - skipped_steps),
-                        "loss_scale": scaler.get_scale(), "skipped_steps": skipped_steps,
-                        "unreadable": listed - seen - int(sums["images"]),
-                        "seconds": seconds, "images_per_second": sums["images"] / train_seconds})
+                    # The loss is a mean over the batch; it counts for as many pictures as that has.
+                    meter.add("images", batch.pictures)
+                    meter.add("loss", loss.detach() * batch.pictures)
+                    meter.add("hits", metrics.correct(logits, y).sum())
+                    # Not in train_loss: val_loss has no such part either.
+                    for more in auxiliary:
+                        loss = loss + AUXILIARY_WEIGHT[model_name] * criterion(more.float(), y)
 
-        now = scores[args.monitor]
-        is_best = best is None or (now < best if args.monitor.endswith("loss") else now > best)
+                    # The step follows the mean of its batches' losses, by number of pictures.
+                    scaler.scale(loss * (batch.pictures / step_pictures)).backward()
+
+                # What pulls back: not in train_loss, and once a step, so with a backward() of its own.
+                if "l2-sp" in methods:
+                    pull = args.l2_sp * losses.l2_sp_penalty(model, anchor)
+                    scaler.scale(pull).backward()
+                if "ewc" in methods:
+                    pull = args.ewc * losses.ewc_penalty(model, anchor, fisher)
+                    scaler.scale(pull).backward()
+
+                # Before clipping: fp16's gradients are those of a scaled loss.
+                scaler.unscale_(optimizer)
+                # clip_grad_norm_ in its two halves, since the norm is logged in any case.
+                trained = [p for p in [*model.parameters(), *loss_parameters] if p.grad is not None]
+                norm = nn.utils.get_total_norm([p.grad for p in trained])
+                if args.clip_grad:
+                    nn.utils.clip_grads_with_norm_(trained, args.clip_grad, norm)
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak_lr"] * factor_at(progress.step)
+                # Skips this step if fp16 has overflowed; the norm is not finite then.
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                progress.step += 1
+                # A step that was skipped counts in skipped_steps, not in the norm.
+                meter.add_norm(norm, scaler)
+
+                # A look at the sums now and then: it makes a GPU wait. A loss that is not finite ends the run.
+                if progress.step % args.log_every == 0 or progress.step == (epoch + 1) * steps_per_epoch:
+                    bar.set_postfix_str(meter.summary())
+                    run.check_finite(meter.mean("loss"), f"training loss of epoch {epoch}")
+                if args.save_every and progress.step % args.save_every == 0:
+                    run.save()  # last.pt; never with a loss or weight that is not finite
+                ending.leave_if_asked(stop)
+            meter.stop_clock()
+
+            scores, unread_val = validate(network, val_splits, criterion, batches_of, autocast, to_input, device)
+        run.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}")
+        row = {"epoch": epoch, "train_loss": meter.mean("loss"), "train_accuracy": meter.mean("hits"), **scores}
+        # lr, grad_norm, loss_scale, skipped_steps, unreadable, seconds, images_per_second.
+        row |= meter.columns(optimizer, scaler, steps_per_epoch, sum(order.sizes()), unread_val)
+        progress.history.append(row)
+
+        # The best epoch: the highest score, or the lowest loss. What is no number is worse than any other.
+        score = scores[args.monitor]
+        is_best = metrics.is_better(score, progress.best, report.better_is_lower(args.monitor))
         if is_best:
-            best, best_epoch, epochs_without_gain = now, epoch, 0
+            progress.best, progress.best_epoch, progress.epochs_without_gain = score, epoch, 0
         else:
-            epochs_without_gain += 1
-            if args.schedule == "plateau" and epochs_without_gain % args.plateau_epochs == 0:
-                plateau_scale *= args.gamma
-        kept = f"epoch_{epoch}.pt" if args.keep_every and (epoch + 1) % args.keep_every == 0 else None
-        sums = {}
-        save(epoch + 1, best=is_best, keep=kept)
-        checkpoint.write_csv(history, output / "history.csv")
-        report.add_to_tensorboard(board, history[-1])
-        shown = ["train_loss", "val_loss", "val_accuracy", *["old_val_accuracy"][: bool(old)], args.monitor]
-        print(f"epoch {epoch:3d}  " + "  ".join(f"{k} {history[-1][k]:.4f}" for k in dict.fromkeys(shown))
-              + f"  lr {history[-1]['lr']:.1e}  {seconds:.1f} s{'  best' if is_best else ''}", flush=True)
-        if scaler.get_scale() < 1:
-            print("warning: fp16's loss scale has collapsed, steps are passed over: start again with --amp bf16 or off")
+            progress.epochs_without_gain += 1
+            if args.schedule == "plateau" and progress.epochs_without_gain % args.plateau_epochs == 0:
+                progress.plateau_scale *= args.gamma
+        progress.epoch = epoch + 1
+        # `row` has these sums; the next epoch begins with none.
+        meter.clear()
+        run.save(best=is_best, keep_every=args.keep_every)
+        log.epoch(row, is_best, shown)
         ending.leave_if_asked(stop)
 
-    # ---- the end: best.pt, once, on the test splits, which have chosen nothing ---------------------------------------
-    best_state = checkpoint.load(output / "best.pt", script="train_continual")
-    print(f"\nbest.pt: epoch {best_state['epoch'] - 1}, {args.monitor} {best_state['history'][-1][args.monitor]:.4f}")
-    for key in ("val_accuracy", *["old_val_accuracy"][: bool(old)]):
-        print(f"{key}: {before[key]:.4f} before, {best_state['history'][-1][key]:.4f} now")
-    model.load_state_dict(best_state["model"])
-    for which, found in {"": images, "old_": old}.items() if not args.no_test else ():
-        if not found:
+    # The end: best.pt, once, on the test splits, by which nothing was chosen (without one: on val, which chose
+    # best.pt).
+    best_weights, best_row = run.load_best()
+    print(f"\nbest.pt: epoch {best_row['epoch']}, {args.monitor} {best_row[args.monitor]:.4f}")
+    for split in val_splits:
+        accuracy = f"{split}_accuracy"
+        print(f"{accuracy}: {before[accuracy]:.4f} before, {best_row[accuracy]:.4f} now")
+    model.load_state_dict(best_weights)
+    for task, found in (("new", images), ("old", old)):
+        if args.no_test or found is None:
             continue
-        skipped = skipped and {}  # what can be read now
         split = "test" if "test" in found.splits else "val"
-        outputs, labels = evaluate(batches_of(loader_of(found.splits[split]), saving=False), None)  # as predict.py does
-        confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(classes)).cpu()
-        files = [file for file, _ in found.splits[split] if file not in (skipped or {})]
-        listed = metrics.prediction_rows(files, outputs.softmax(1), classes, labels)
-        checkpoint.write_csv(listed, output / f"{which}{split}_predictions.csv")
-        chose = "" if split == "test" else ", which chose best.pt: expect a little less on others"
-        print(f"\n{'old' if which else 'new'} pictures: accuracy {metrics.scores(confusion)['accuracy']:.4f} on the "
-              f"{len(labels)} of {split}{chose}\n\n{metrics.report(confusion, classes)}")
-    print(f"\n{report.sum_up(output, history, args.monitor, pictures=not args.no_report)}\n"
-          f"next: python predict.py --checkpoint {shlex.quote(str(output / 'best.pt'))} PICTURES")
+        test_loader = eval_loader(found.splits[split])
+        # Without autocast, so in float32, as predict.py does.
+        outputs, indices = evaluate(network, batches_of(test_loader), nullcontext(), to_input, device)
+        test(outputs, indices, found, split, task, run.folder)
+    print(report.sum_up(run.folder, progress.history, args.monitor, not args.no_report))
+
+
+def pictures_of(loader, at_least=0, stop=None, say=print):
+    """The batches of a split; a stop signal ends them. at_least: readable pictures that a batch with unreadable ones must
+    have.
+    """
+    return distributed.at_own_pace(data.batches(loader, at_least, say), stop, ending.leave_if_asked)
+
+
+@torch.inference_mode()
+def evaluate(network, batches, autocast, to_input, device):
+    """The network's outputs (N, C) for a split in float32, and the indices (N,) of its pictures that could be read."""
+    network.eval()
+    found = []
+    for x, indices in batches:
+        with autocast:
+            outputs = network(to_input(x))
+        found.append((outputs.float(), indices))
+    outputs, indices = distributed.all_gather_batches(found)
+    return outputs.to(device), indices
+
+
+def validate(network, splits, criterion, batches_of, autocast, to_input, device):
+    """The scores of the new validation split and the old one, and how many of their pictures could not be read.
+    splits: {"val": (loader, labels (N,)), maybe "old_val": ...}. batches_of: gives the batches of a loader.
+    """
+    scores, unread = {}, 0
+    for split, (loader, labels_of_all) in splits.items():
+        outputs, indices = evaluate(network, batches_of(loader), autocast, to_input, device)
+        labels = labels_of_all[indices]
+        unread += len(labels_of_all) - len(labels)
+        # A metric of your own, from logits (N, C) and labels (N,): add it to these scores, as
+        # scores[f"{split}_kappa"] = ... A higher one is better, unless its name speaks of a loss, cost or error (mae,
+        # mse). To choose best.pt by it, put its name into the list that section 1 hands to add_training_options.
+        with torch.no_grad():
+            scores[f"{split}_loss"] = criterion(outputs, labels).item()
+        for name, value in metrics.class_scores(outputs, labels).items():
+            scores[f"{split}_{name}"] = value
+    if "old_val" in splits:
+        # Both tasks count the same.
+        scores["mean_accuracy"] = (scores["val_accuracy"] + scores["old_val_accuracy"]) / 2
+    return metrics.as_numbers(scores), unread
+
+
+def in_words(scores):
+    """The losses and accuracies among them, in a line."""
+    return "  ".join(f"{k} {v:.4f}" for k, v in scores.items() if k.endswith(("loss", "l_accuracy")))
+
+
+def fisher_of(model, loader, sample, to_input, kind, known, seed, progress_bar):
+    """The Fisher information of the old pictures of a sample [(path, label), ...], in float32: {name: tensor}."""
+    began = time.perf_counter()
+    labels = torch.tensor([label for _, label in sample])
+    batches = progress_bar(data.batches(loader), "Fisher information, batches")
+    pictures = ((to_input(x), labels[indices]) for x, indices in batches)
+    fisher = losses.fisher_diagonal(model, pictures, kind, known, seed)
+    print(f"{kind} Fisher information of {len(sample)} old pictures: {time.perf_counter() - began:.1f} s")
+    return fisher
+
+
+def test(outputs, indices, images, split, task, folder):
+    """Print the scores of a split of the new or old pictures (`task`), and write its predictions into the folder.
+    outputs: those of the network (N, C) for the pictures of these indices (N,).
+    """
+    samples = [images.splits[split][index] for index in indices.tolist()]
+    labels = data.labels(images, split)[indices].to(outputs.device)
+    confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(images.classes)).cpu()
+    files = [file for file, _ in samples]
+    rows = metrics.prediction_rows(files, outputs.softmax(1), images.classes, labels)
+    which = "old_" if task == "old" else ""
+    checkpoint.write_csv(rows, folder / f"{which}{split}_predictions.csv")
+    chose = "" if split == "test" else ", which chose best.pt: expect a little less on others"
+    accuracy = metrics.scores(confusion)["accuracy"]
+    print(f"\n{task} pictures: accuracy {accuracy:.4f} on the {len(labels)} of {split}{chose}\n")
+    print(metrics.report(confusion, images.classes))
 
 
 def main(argv=None):
-    with ending.tidy(checkpoint.CheckpointError, data.DataError, freeze.FreezeError, losses.LossError, ModelError,
-                     report.ReportError) as stop:
+    with ending.tidy(checkpoint.CheckpointError, data.DataError, distributed.ProcessError, freeze.FreezeError,
+                     losses.LossError, ModelError, report.ReportError) as stop:
         args, saved = read_arguments(argv)
         train(args, saved, stop)
 

@@ -33,6 +33,7 @@ from torch.overrides import TorchFunctionMode
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import export  # noqa: E402
+import features  # noqa: E402
 import freeze  # noqa: E402
 import model as models  # noqa: E402
 import predict  # noqa: E402
@@ -157,9 +158,9 @@ def features_are_exact(name):
     model = build(name, fill=True, num_classes=3, **models.build_options(name, size_of(name), auxiliary=False)).eval()
     model.to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, size_of(name), size_of(name)).contiguous(memory_format=torch.channels_last)
-    side = freeze.head_side(model, freeze.find_head(model))
+    side = features.head_side(model, freeze.find_head(model))
     with torch.inference_mode():
-        return torch.equal(side(freeze.head_input(model, side, x)), model(x))
+        return torch.equal(side(features.head_input(model, side, x)), model(x))
 
 
 def exported(name, file):

@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 import data  # noqa: E402
+import features  # noqa: E402
 import freeze  # noqa: E402
 import model as models  # noqa: E402
 from losses import CrossEntropy  # noqa: E402
@@ -165,14 +166,14 @@ def cache(args):
     lighter, found = folded(copy.deepcopy(network)).to(memory_format=torch.channels_last), {}
     for _ in range(args.rounds):
         for name, run in (("as it is", network), ("BatchNorm folded", lighter)):
-            side = freeze.head_side(run, ("fc",))
+            side = features.head_side(run, ("fc",))
             for size in (32, 64, 128):
                 x = torch.randn(size, 3, 224, 224).to(memory_format=torch.channels_last)
 
                 @torch.inference_mode()
                 def through(run=run, side=side, x=x):
                     with torch.amp.autocast("cpu", dtype, enabled=dtype is not None):
-                        freeze.head_input(run, side, x)
+                        features.head_input(run, side, x)
 
                 found.setdefault((name, size), []).append(size / median_seconds(through))
     print("cache, pictures/s through the backbone: " + "; ".join(
