@@ -1,8 +1,12 @@
 import argparse
 import csv
 import errno
+import math
 import os
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,8 +14,9 @@ import torch
 import arguments
 import checkpoint
 from checkpoint import CheckpointError
-from conftest import read
+from conftest import ROOT, read
 from test_model import Payload
+from test_train_classifier import equal
 
 
 def state(value, **more):
@@ -319,6 +324,15 @@ def starts_in_another_process(folder):
     return status == 0
 
 
+def test_check_finite(tmp_path):
+    run = checkpoint.Run(tmp_path / "run", {}, checkpoint.Progress(), about={"script": "test", "options": {"lr": 2}})
+    run.check_finite(3.0, "loss")
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(CheckpointError, match="the loss is .*, nothing of it was saved; try half the rate: "
+                                                  "the same command with --lr 1"):
+            run.check_finite(bad, "loss")
+
+
 def test_two_runs_in_one_folder(tmp_path):
     held = checkpoint.start_folder(tmp_path / "run", {"data": "a"})
     assert not starts_in_another_process(tmp_path / "run") and '"a"' in (tmp_path / "run" / "args.json").read_text()
@@ -332,3 +346,125 @@ def test_a_run_holds_its_folder_until_its_end(train, monkeypatch, tmp_path):
         found.append(starts_in_another_process(tmp_path / "run")), real(*args, **how)))
     train(output=tmp_path / "run", epochs=2)
     assert found == [False, False] and starts_in_another_process(tmp_path / "run")
+
+
+# ---- in a program of somebody else's
+
+STRANGER = '''
+import os, signal, sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import checkpoint
+import freeze
+
+
+def train(folder, die_at=None):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+    names = freeze.select(net, "1", freeze.find_head(net))
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name not in names)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=20)
+    progress = checkpoint.Progress()
+    run = checkpoint.Run(folder, {"net": net, "optimizer": optimizer, "scheduler": scheduler}, progress)
+    last = Path(folder, "last.pt")
+    if last.exists():
+        print(run.resume_from(checkpoint.load(last), last))
+    for epoch in range(progress.epoch, 4):
+        net.train()
+        for part in freeze.frozen_parts(net):
+            part.eval()
+        generator = torch.Generator().manual_seed(epoch)
+        for i in range(5):
+            x, y = torch.randn(16, 4, generator=generator), torch.randint(3, (16,), generator=generator)
+            if i < progress.step - epoch * 5:
+                continue
+            loss = nn.functional.cross_entropy(net(x), y)
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            progress.step += 1
+            run.save()
+            if progress.step == die_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+        progress.epoch = epoch + 1
+        net.eval()
+        with torch.no_grad():
+            score = net(torch.ones(1, 4))[0, 0].item()
+        progress.history.append({"epoch": epoch, "score": score})
+        is_best = progress.best is None or score > progress.best
+        if is_best:
+            progress.best, progress.best_epoch = score, epoch
+        run.save(best=is_best)
+
+
+for folder, moments in (("whole", [None]), ("killed", [3, 10, 17, None])):
+    for moment in moments:
+        if os.fork() == 0:
+            train(folder, moment)
+            os._exit(0)
+        _, status = os.wait()
+        assert os.waitstatus_to_exitcode(status) == (0 if moment is None else -9)
+'''
+
+
+def test_a_strangers_program_with_nothing_but_two_files(tmp_path):
+    """Of this repository; its parts have names of their own, it has no options, and it is killed three times."""
+    for name in ("checkpoint.py", "freeze.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "program.py").write_text(STRANGER)
+    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True,
+                          env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"resumed from killed/last.pt at epoch (\d), step (\d+)", done.stdout) == [("0", "3"), ("1", "10"), ("3", "17")]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert sorted(os.listdir(whole)) == sorted(os.listdir(killed)) == ["args.json", "best.pt", "history.csv", "last.pt"]
+    assert (whole / "history.csv").read_text() == (killed / "history.csv").read_text()
+    for name in ("last.pt", "best.pt"):
+        a, b = read(whole / name), read(killed / name)
+        assert a.keys() == b.keys() >= {"net", "optimizer", "scheduler", "epoch", "step", "rng"}
+        assert all(equal(a[key], b[key]) for key in a), name
+    start = torch.nn.BatchNorm1d(8).state_dict()
+    assert all(torch.equal(a["net"][f"1.{key}"], value) for key, value in start.items())  # frozen means frozen
+    with pytest.raises(CheckpointError, match="lacks build"):
+        checkpoint.load(whole / "last.pt", needs=checkpoint.NEEDED)
+    with pytest.raises(CheckpointError, match="was written by another program.py, not by train_classifier.py"):
+        checkpoint.load(whole / "last.pt", "train_classifier")
+
+
+def test_a_schedule_that_would_not_be_saved_is_refused(tmp_path):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    with pytest.raises(CheckpointError, match='not among the parts of the run.*"scheduler": scheduler'):
+        checkpoint.Run(tmp_path / "run", {"optimizer": optimizer}, checkpoint.Progress())
+    assert not (tmp_path / "run").exists()
+    checkpoint.Run(tmp_path / "run", {"optimizer": optimizer, "scheduler": scheduler}, checkpoint.Progress())
+
+
+def test_a_part_that_was_not_saved_is_named(tmp_path):
+    layer, progress = torch.nn.Linear(2, 2), checkpoint.Progress()
+    checkpoint.Run(tmp_path / "run", {"model": layer}, progress).save()
+    run = checkpoint.Run(tmp_path / "run", {"model": layer, "criterion": torch.nn.Linear(1, 1)}, progress)
+    file = tmp_path / "run/last.pt"
+    with pytest.raises(CheckpointError, match="last.pt holds no 'criterion': it was saved before that was a part of the run"):
+        run.resume_from(checkpoint.load(file), file)
+    other = checkpoint.Run(tmp_path / "run", {"model": torch.nn.Linear(3, 2)}, progress)
+    with pytest.raises(CheckpointError, match="last.pt does not fit this run: its 'model' .*size mismatch"):
+        other.resume_from(checkpoint.load(file), file)
+
+
+def test_a_resumed_optimizer_keeps_what_a_run_may_change_and_gets_back_the_rest():
+    def optimizer(lr, decay):
+        group = {"params": [torch.nn.Parameter(torch.ones(2))], "lr": lr, "peak_lr": lr, "weight_decay": decay}
+        return torch.optim.AdamW([group])
+
+    before, after = optimizer(0.1, 0.5), optimizer(0.2, 0.25)
+    before.param_groups[0] |= {"lr": 0.03, "betas": (0.85, 0.999)}  # as a schedule has left them
+    checkpoint.load_optimizer(after, before.state_dict())
+    group = after.param_groups[0]
+    assert [group[k] for k in ("peak_lr", "weight_decay", "lr", "betas")] == [0.2, 0.25, 0.03, (0.85, 0.999)]

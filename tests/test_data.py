@@ -538,22 +538,23 @@ def test_a_picture_that_cannot_be_read_is_named(pictures, tmp_path, content):
     Image.new("RGB", (64, 64), "red").save(bad)
     bad.write_bytes(bad.read_bytes()[:400] if content == "truncated" else content)
     samples = data.find_images(tmp_path).splits["train"]
-    listed = data.ImageList(samples, data.eval_transform(32))
     for workers in (0, 1):
-        loader = data.make_loader(listed, data.SeededBatches(len(listed), 4), workers)
+        order = data.SeededBatches(len(samples), 4)
+        loader = data.make_loader(data.ImageList(samples, data.eval_transform(32)), order, workers)
         if workers == 0 or content == b"":  # a loader that is left in mid-epoch waits seconds for its workers
             with pytest.raises(data.DataError, match="cannot read .*bad.jpg") as error:
                 list(data.batches(loader))
             assert "\n" not in str(error.value)
             del error  # it holds this frame, and so the loader: the garbage collector would wait ten seconds for its workers
-        skipped, said = {}, []
+        listed, said = data.ImageList(samples, data.eval_transform(32), on_bad_image="skip"), []
+        loader = data.make_loader(listed, order, workers)
         for _ in range(2):
-            assert sum(len(y) for _, y in data.batches(loader, skipped, say=said.append)) == 6
-        assert [os.path.basename(path) for path in skipped] == ["bad.jpg"]
+            assert sum(len(y) for _, y in data.batches(loader, say=said.append)) == 6
+        assert [os.path.basename(path) for path in listed.skipped] == ["bad.jpg"]
         assert len(said) == 1 and str(bad) in said[0]  # once, though it was met twice
         if workers == 0:
             with pytest.raises(data.DataError, match="has the disk gone away"):
-                list(data.batches(loader, {}, at_least=4))
+                list(data.batches(loader, at_least=4))
 
 
 def test_batches_can_start_in_the_middle_and_nothing_before_is_read(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ import model as model_py
 import train_classifier
 from conftest import ROOT, SMALL, changed, command_line, draw_folder, read
 from lives import running
+from pages import TEXT
 from test_interruptions import FULL, MIXED, assert_the_same_run
 from test_train_classifier import history
 
@@ -85,7 +86,7 @@ def test_shares_make_up_the_batches_of_one_process(processes, batch_size):
         assert [sum(sizes) for sizes in zip(*(o.shares() for o in own), strict=True)] == whole.sizes() == own[0].sizes()
         alone = {len(part) for o in own for part in o} & {1}
         assert not alone or batch_size == 1 or length == 1
-        running = [data.SeededBatches(length, batch_size, 3, True, 2, r, processes, along=True) for r in range(processes)]
+        running = [data.SeededBatches(length, batch_size, 3, True, 2, r, processes, pad=True) for r in range(processes)]
         for o, along in zip(own, running, strict=True):
             assert o.shares() == along.shares() == [len(part) for part in o]
             for part, more, batch in zip(o, along, whole, strict=True):
@@ -256,6 +257,15 @@ def test_a_picture_that_one_process_cannot_read(together, tmp_path):
     victim.write_bytes(b"no picture")
     lives, run = together(2, "classifier", *options, "--on-bad-image", "skip", data=folder, batch_size=3)
     assert f"left out, since it cannot be read: {victim}" in lives[1].err and history(run)[0]["unreadable"] == "1"
+    # in the validation, where each process reads at its own pace
+    victim.write_bytes(good)
+    order = data.SeededBatches(8, 3, rank=1, processes=2)
+    victim = Path(data.find_images(folder).splits["val"][list(order)[0][0][1]][0])
+    victim.write_bytes(b"no picture")
+    lives, run = together(2, "classifier", *options, data=folder, batch_size=3, statuses=[2, 2])
+    assert lives[0].err == "" and lives[1].err.count("\n") == 1 and f"cannot read {victim}" in lives[1].err
+    state = read(run / "last.pt")
+    assert (state["epoch"], state["step"], state["sums"]["images"]) == (0, 4, 20)
 
 
 # ---- torchrun
@@ -292,7 +302,7 @@ def test_an_error_is_one_line_and_the_end_of_all(together, tmp_path):
     for options, before, words in (
         (["--freeze", "layer9"], {}, "error: 'layer9' matches no layer"),
         (["--epochs", "nine"], {}, "error: argument --epochs: invalid int value"),
-        ([], {1: "import losses\ndef fail(*_): raise losses.LossError('no')\nlosses.l1_penalty = fail"}, "error: no"),
+        ([], {1: "import freeze\ndef fail(*_): raise freeze.FreezeError('no')\nfreeze.decaying_weights = fail"}, "error: no"),
     ):
         lives, run = together(2, "classifier", "--l1", "0.1", *options, before=before, statuses=[2, 2])
         said = "".join(life.err for life in lives)
@@ -335,13 +345,15 @@ def _parent(stat):
 
 def test_options_that_make_no_sense(train, error_of, monkeypatch, pictures):
     assert "--sync-bn only has a meaning with several processes" in error_of(train, "--sync-bn")
-    monkeypatch.setattr(distributed, "ranks", lambda: (0, 0, 2))
+    monkeypatch.setattr(distributed, "ranks", lambda: (0, 2))
     assert "several processes need --output" in error_of(train_classifier.main, ["--data", str(pictures)])
     assert "--find-lr only has a meaning with" in error_of(train, "--find-lr")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "from_main", lambda function, *args: function(*args))
     if not torch.cuda.is_available():
         assert "--sync-bn needs GPUs" in error_of(train, "--sync-bn")
         assert "there are 0 GPUs here: lower torchrun's --nproc_per_node" in error_of(train, device="cuda")
-        assert distributed.own_device() == "cpu"
+        assert model_py.pick_device() == torch.device("cpu")
     assert "--device cuda:0: several processes take a GPU each" in error_of(train, device="cuda:0")
 
 
@@ -368,10 +380,10 @@ def test_data_parallel_leaves_no_trace_in_the_checkpoint(train, weights, monkeyp
     options = ["--freeze", "backbone", "--unfreeze", "1:stage4"]
     plain = train(*options, weights=weights, epochs=2)
     source = (ROOT / "train_classifier.py").read_text()
-    assert source.count("nn.DataParallel(model) if gpus > 1 else") == 1
+    assert source.count("    if gpus > 1:\n        whole = nn.DataParallel(model)\n") == 1
     spec = importlib.util.spec_from_loader("wrapped", None)
     wrapped = importlib.util.module_from_spec(spec)
-    exec(compile(source.replace("if gpus > 1 else", "if True else"), "wrapped", "exec"), vars(wrapped))
+    exec(compile(source.replace("    if gpus > 1:\n", "    if True:\n"), "wrapped", "exec"), vars(wrapped))
     with monkeypatch.context() as patch:
         patch.setattr(train_classifier, "main", wrapped.main)
         run = train(*options, weights=weights, epochs=2)
@@ -389,14 +401,13 @@ def test_data_parallel_knows_no_bf16():
     assert model_py.pick_precision("bf16", model, device, gpus=1)[2] == torch.bfloat16
 
 
-# ---- the Slurm script of the README
+# ---- the Slurm script of docs/several-gpus.md
 
 
 @pytest.mark.parametrize("stopped", [True, False])
 def test_the_slurm_script_queues_itself_again_when_its_time_is_up(tmp_path, stopped):
     """With stand-ins for srun, which ends at SIGTERM or by itself, and scontrol, which writes down what it is told."""
-    readme = (ROOT / "README.md").read_text()
-    (tmp_path / "job.sh").write_text(re.search(r"^```bash\n(#!/bin/bash\n#SBATCH .*?)^```$", readme, re.S | re.M)[1])
+    (tmp_path / "job.sh").write_text(re.search(r"^```bash\n(#!/bin/bash\n#SBATCH .*?)^```$", TEXT, re.S | re.M)[1])
     stands = {"srun": 'trap "echo saved >> log; exit 143" TERM; echo "$@" > command; for i in $(seq LAST); do sleep 0.02; done; echo done >> log',
               "scontrol": '[ $1 = show ] && printf "one\\ntwo\\n" || echo "$@" >> log'}
     for name, code in stands.items():

@@ -1,15 +1,19 @@
 """--cache-features: pictures go through a frozen backbone once, and the run ends with the weights of one without it."""
 
+import importlib
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torchvision.transforms import v2
 
 import all_models
 import data
+import features
 import freeze
 import model as models
 import train_classifier
@@ -75,7 +79,7 @@ def test_each_view_is_computed_once(train, decoded):
     assert not torch.equal(views[0]["features"].sort(0).values, views[1]["features"].sort(0).values)
     by_number = {n: row for n, row in zip(views[0]["numbers"].tolist(), views[0]["features"], strict=True)}
     labels = torch.arange(20)
-    for (x, y, bad), keys in zip(data.feature_batches(views[0], labels, other), other, strict=True):
+    for (x, y, bad), keys in zip(features.FeatureBatches(views[0], labels, other), other, strict=True):
         assert y.tolist() == [i for _, i in keys] and not bad
         assert torch.equal(x, torch.stack([by_number[i] for i in y.tolist()]))
 
@@ -157,7 +161,7 @@ def test_refused_where_it_cannot_be_right(train, error_of, tmp_path, options, wo
 
 
 def test_what_is_wrong_while_features_are_computed_is_no_disk_error(train, monkeypatch):
-    monkeypatch.setattr(freeze, "head_input", lambda *a: torch.zeros(2) + torch.zeros(3))
+    monkeypatch.setattr(features, "head_input", lambda *a: torch.zeros(2) + torch.zeros(3))
     with pytest.raises(RuntimeError, match="must match the size"):
         train(*CACHED, 1)
 
@@ -179,11 +183,11 @@ def test_a_disk_that_is_full(train, error_of, monkeypatch):
 def test_features_come_back_as_they_were(tmp_path, shape, dtype):
     layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
     rows = torch.randn(7, *shape).to(dtype).contiguous(memory_format=layout)
-    data.write_features(tmp_path / "x.bin", "key", ((rows[i : i + 3], torch.arange(i, min(i + 3, 7)) * 2) for i in (0, 3, 6)))
+    features.write_features(tmp_path / "x.bin", "key", ((rows[i : i + 3], torch.arange(i, min(i + 3, 7)) * 2) for i in (0, 3, 6)))
     assert os.listdir(tmp_path) == ["x.bin"]
-    assert data.read_features(tmp_path / "x.bin", "other key") is None and data.read_features(tmp_path / "y.bin", "key") is None
+    assert features.read_features(tmp_path / "x.bin", "other key") is None and features.read_features(tmp_path / "y.bin", "key") is None
     order = data.SeededBatches(14, 5, seed=1, shuffle=True)
-    for x, y, _ in data.feature_batches(data.read_features(tmp_path / "x.bin", "key"), torch.arange(14), order):
+    for x, y, _ in features.FeatureBatches(features.read_features(tmp_path / "x.bin", "key"), torch.arange(14), order):
         assert all(n % 2 == 0 for n in y.tolist()) and x.is_contiguous(memory_format=layout)  # the odd ones were not read
         assert x.dtype == dtype and torch.equal(x, rows[y // 2])
 
@@ -191,8 +195,41 @@ def test_features_come_back_as_they_were(tmp_path, shape, dtype):
 def test_what_trains_beyond_the_head_side():
     model = models.build("mobilenet_v3_small", num_classes=2)
     head = freeze.find_head(model)
-    side = freeze.head_side(model, head)
+    side = features.head_side(model, head)
     freeze.freeze(model, "features", head)
-    assert freeze.trains_beyond(model, side) == ""
+    assert features.trains_beyond(model, side) == ""
     freeze.freeze(model, "to:features.3", head)
-    assert freeze.trains_beyond(model, side).startswith("features.")
+    assert features.trains_beyond(model, side).startswith("features.")
+
+
+def key_of(folder, code, constant="STRENGTH = 1", helper="def half(x): return x / 2\nGAIN = 1", make="transform"):
+    """The key of features with a transform that is made in a file of these contents, beside another file."""
+    folder.mkdir(exist_ok=True)
+    name = f"transform{len(list(folder.iterdir()))}"
+    (folder / f"{name}_helper.py").write_text(helper)
+    (folder / f"{name}.py").write_text(f"import functools\nimport {name}_helper as other\nfrom {name}_helper import GAIN\n{constant}\n{code}\n")
+    sys.path.insert(0, str(folder))
+    try:
+        module = importlib.import_module(name)
+    finally:
+        sys.path.remove(str(folder))
+    listed = data.ImageList([], v2.Compose([eval(make, vars(module)), v2.Resize(8)]))
+    return features.features_key({}, "fc", listed)
+
+
+FUNCTION = "def transform(x, gain=2):\n    return other.half(x) * STRENGTH * gain * GAIN"
+CLASS = "class Views:\n    def __init__(self, n): self.n = n\n    def __call__(self, x): return x * self.n"
+
+
+def test_the_key_says_what_a_transform_does(tmp_path):
+    """Whatever of it is edited makes another key; the same, in files of the same content, the same."""
+    before = key_of(tmp_path, FUNCTION)
+    edits = {"its code": {"code": FUNCTION.replace("*", "+")}, "a default": {"code": FUNCTION.replace("gain=2", "gain=3")},
+             "a constant": {"constant": "STRENGTH = 2"}, "another file": {"helper": "def half(x): return x / 3\nGAIN = 1"},
+             "a constant of another file": {"helper": "def half(x): return x / 2\nGAIN = 2"},
+             "a partial": {"make": "functools.partial(transform, gain=3)"}, "a lambda": {"make": "lambda x: transform(x)"}}
+    keys = {what: key_of(tmp_path, **({"code": FUNCTION} | edit)) for what, edit in edits.items()}
+    assert len({before, *keys.values()}) == 1 + len(edits)
+    assert keys["a partial"] != key_of(tmp_path, FUNCTION, make="functools.partial(transform, gain=4)")
+    views = [key_of(tmp_path, CLASS, make=make) for make in ("Views(2)", "Views(3)", "Views(2).__call__", "Views(3).__call__")]
+    assert len(set(views)) == 4 and len({key_of(tmp_path, CLASS.replace("*", "+"), make="Views(2)"), *views}) == 5

@@ -340,13 +340,6 @@ def test_separators_in_the_name_of_a_class():
     assert class_weights("a:b=2", ["a:b", "c"], [1, 1]).tolist() == [2, 1]
 
 
-def test_check_finite():
-    losses.check_finite(3.0, "loss", None)  # nobody asks for the way out
-    for bad in (math.nan, math.inf, -math.inf):
-        with pytest.raises(LossError, match="the loss is .*, nothing of it was saved; try half the rate: --lr 1"):
-            losses.check_finite(bad, "loss", lambda: "--lr 1")
-
-
 def test_l1_penalty_leaves_out_tokens_and_position_embeddings():
     from torchvision.models import vision_transformer
 

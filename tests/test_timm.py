@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import features
 import freeze
 import model as models
 import predict
@@ -123,16 +124,16 @@ def test_cached_features_begin_at_the_head(train, stand_in):
     model = models.build("timm:tiny")
     models.set_dropout(model, "head", 0.5)
     assert (model.head_drop.p, model.pos_drop.p) == (0.5, 0.0)
-    assert freeze.head_side(model, "head")[0] is model.head_drop
+    assert features.head_side(model, "head")[0] is model.head_drop
 
 
 def test_a_head_that_convolves_takes_what_the_dropout_before_it_gives():
     """As in DLA and DPN: the four dimensions stay until after the head."""
     model = nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 8, 3), global_pool=nn.AdaptiveAvgPool2d(1), head_drop=nn.Dropout(0.5),
                                       fc=nn.Conv2d(8, 2, 1), flatten=nn.Flatten())).eval()
-    side, x = freeze.head_side(model, "fc"), torch.randn(3, 3, 9, 9)
+    side, x = features.head_side(model, "fc"), torch.randn(3, 3, 9, 9)
     assert side[0] is model.head_drop
-    assert torch.equal(side(freeze.head_input(model, side, x)), model(x))
+    assert torch.equal(side(features.head_input(model, side, x)), model(x))
 
 
 def test_a_network_that_runs_the_parts_of_its_head_is_refused_for_cached_features(train, error_of, stand_in, monkeypatch):
@@ -185,8 +186,8 @@ def test_a_frozen_network_of_timm_stands_still(train, name):
     model(x).square().sum().backward()
     optimizer.step()
     assert changed(before, model.state_dict()) == {f"{head}.weight", f"{head}.bias"}
-    side = freeze.head_side(model.eval(), head)
-    assert torch.equal(side(freeze.head_input(model, side, x)), model(x))
+    side = features.head_side(model.eval(), head)
+    assert torch.equal(side(features.head_input(model, side, x)), model(x))
 
 
 @with_timm

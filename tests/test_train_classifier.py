@@ -16,7 +16,6 @@ from torch import nn
 
 import checkpoint
 import data
-import losses
 import predict
 import train_classifier
 from conftest import MODEL, changed, draw, draw_folder, read
@@ -87,7 +86,7 @@ def interrupted(train, monkeypatch, tmp_path, *options, after, **replaced):
     def save(state, folder, **kwargs):
         real(state, folder, **kwargs)
         epochs.append(state["epoch"])
-        if state["epoch"] == after and "name" not in kwargs:
+        if state["epoch"] == after and kwargs["name"] == "last.pt":
             raise KeyboardInterrupt
 
     output = replaced.pop("output", tmp_path / "interrupted")
@@ -311,7 +310,13 @@ def test_one_sgd_step_by_hand(train, weights, pictures):
 
 
 def test_accumulated_batches_are_one_large_batch(train, weights):
-    """20 pictures as 12 + 8, the second step incomplete: in batches of 4 by three, of 2 by six, and whole."""
+    """20 pictures as 12 + 8, the second step incomplete: in batches of 4 by three, of 2 by six, and whole. And in one step:
+    in batches of 8, 8 and 4, which count by their pictures.
+    """
+    whole, cut = (train("--freeze", "backbone", "--accumulate", n, weights=weights, batch_size=size, **SGD)
+                  for size, n in ((32, 1), (8, 3)))
+    a, b = (read(run / "last.pt")["model"]["fc.weight"] for run in (whole, cut))
+    torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6)
     found = []
     for batch_size, accumulate in ((12, 1), (4, 3), (2, 6)):
         run = train("--freeze", "backbone", "--accumulate", accumulate, weights=weights, batch_size=batch_size, **SGD)
@@ -327,6 +332,15 @@ def one_step(train, weights, *options, **replaced):
     before, after = (read(run / "last.pt")["model"] for run in runs)
     names = dict(torchvision.models.get_model(MODEL, num_classes=2).named_parameters())
     return {k: after[k] - before[k] for k in names}, history(runs[1])[0]
+
+
+def test_a_weight_of_ten_makes_a_gradient_ten_times_as_large_in_the_plain_mean(train, weights):
+    """Ten cats of weight 1 and ten dogs of weight 3: divided by 20 in place of 40, the step is twice as long."""
+    options = ["--freeze", "backbone", "--class-weights", "dog=3", "--label-smoothing", "0.1"]
+    weighted, row = one_step(train, weights, *options)
+    plain, plain_row = one_step(train, weights, *options, "--class-weight-mean", "plain")
+    torch.testing.assert_close(plain["fc.weight"], 2 * weighted["fc.weight"], rtol=1e-4, atol=1e-6)
+    assert float(plain_row["train_loss"]) == pytest.approx(2 * float(row["train_loss"]), rel=1e-5)
 
 
 @pytest.mark.parametrize("mixing, loss", [
@@ -367,9 +381,9 @@ def test_mixing_and_the_losses_reach_the_step(train, weights, pictures, mixing, 
 def test_train_accuracy_of_mixed_pictures_counts_the_larger_share(train, monkeypatch):
     """Fifteen pictures with 0.6 of the first class and five with 0.4, against the network's outputs."""
     shares, seen = torch.tensor([[0.6, 0.4]] * 15 + [[0.4, 0.6]] * 5), []
-    real = losses.CrossEntropy.forward
+    real = torch.nn.CrossEntropyLoss.forward
     monkeypatch.setattr(data, "mix", lambda x, y, *rest: (x, shares))
-    monkeypatch.setattr(losses.CrossEntropy, "forward", lambda self, x, y: (seen.append(x), real(self, x, y))[1])
+    monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", lambda self, x, y: (seen.append(x), real(self, x, y))[1])
     row = history(train(lr=0, freeze="backbone", batch_size=20))[0]
     expected = (seen[0].argmax(1) == torch.tensor([0] * 15 + [1] * 5)).double().mean().item()
     assert float(row["train_accuracy"]) == expected != 0.5
@@ -498,9 +512,9 @@ def test_plateau_cuts_the_rate_when_nothing_gets_better(train, monkeypatch, tmp_
 ])
 def test_every_optimizer_is_pytorchs_with_its_decay(train, monkeypatch, name, kind):
     made = []
-    for other in ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad"):
-        real = getattr(torch.optim, other)
-        monkeypatch.setattr(torch.optim, other, lambda *a, real=real, **k: (made.append(real(*a, **k)), made[-1])[1])
+    for other, real in train_classifier.OPTIMIZERS.items():
+        monkeypatch.setitem(train_classifier.OPTIMIZERS, other,
+                            lambda *a, real=real, **k: (made.append(real(*a, **k)), made[-1])[1])
     train("--freeze", "backbone", optimizer=name)
     train("--freeze", "backbone", "--wd", "0.25", optimizer=name)
     assert [type(o).__name__ for o in made] == [kind, kind]
