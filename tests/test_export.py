@@ -14,7 +14,7 @@ import export
 import predict
 import tables
 from conftest import read
-from test_house import snippet
+from pages import snippet
 from test_predict import call, rows_of
 
 needs_onnx = pytest.mark.skipif(not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))), reason="onnx is not installed")

@@ -1,4 +1,5 @@
-"""What holds for the repository as a whole: helpers that can be copied alone, the ten sections, a README that is true."""
+"""What holds for the repository as a whole: helpers that can be copied alone, the ten sections, a README and pages under
+docs/ that are true, and whose links lead somewhere."""
 
 import ast
 import csv
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from collections import Counter
 
 import pytest
 import torch
@@ -25,17 +27,19 @@ import all_models
 import arguments
 import data
 import demo
+import options
 import predict
+import report
 import train_classifier
 import train_continual
 import train_regressor
 from conftest import ROOT, draw
 from model import rebuild
+from pages import PAGES, README, TEXT, snippet
 
 SCRIPTS = ["train_classifier.py", "train_regressor.py", "train_continual.py"]
-TORCH_ONLY = ["freeze.py", "losses.py", "metrics.py", "checkpoint.py", "distributed.py"]
+TORCH_ONLY = ["freeze.py", "losses.py", "metrics.py", "checkpoint.py", "features.py", "distributed.py"]
 HELPERS = [*TORCH_ONLY, "export.py", "arguments.py", "ending.py", "tables.py", "model.py", "data.py", "report.py"]
-README = (ROOT / "README.md").read_text()
 
 
 def imports(name):
@@ -62,7 +66,7 @@ def test_a_helper_can_be_copied_alone(name):
 def test_the_ten_sections_stand_in_order(name):
     found = re.findall(r"^ *# ---- (\d+) ([A-Za-z, ]+?) -+$", (ROOT / name).read_text(), re.M)
     titles = ["arguments", "device and processes", "data", "model and head", "freezing", "loss",
-              "optimizer, schedule, scaler", "resume", "several gpus", "the loop"]
+              "optimizer, schedule, scaler", "what is saved, and resume", "several gpus", "the loop"]
     assert [(number, title.lower()) for number, title in found] == [(str(i + 1), t) for i, t in enumerate(titles)]
 
 
@@ -72,12 +76,12 @@ def test_files_are_only_read_with_weights_only():
             assert "weights_only=True" in call, file
 
 
-# ---- the README
+# ---- the README and the pages under docs/
 
 
 def commands():
-    """Every command that starts a script of this repository in a code block of the README, one line each."""
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M):
+    """Every command that starts a script of this repository in a code block of the pages, one line each."""
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.S | re.M):
         for line in block.splitlines() if not language else []:
             for part in line.removeprefix("$ ").split("&&"):
                 if part.split()[:1] == ["torchrun"]:
@@ -86,7 +90,7 @@ def commands():
                     yield part.partition(" # ")[0].partition("  # ")[0].strip()
 
 
-def test_every_command_of_the_readme_is_understood(pictures):
+def test_every_command_of_the_pages_is_understood(pictures):
     seen = 0
     for command in commands():
         words = shlex.split(command)[1:]
@@ -107,11 +111,6 @@ def test_every_command_of_the_readme_is_understood(pictures):
     assert seen >= 8
 
 
-def snippet(name):
-    """The Python block of the README whose first line names it."""
-    return re.search(rf"^```python\n# {name}: .*?\n(.*?)^```$", README, re.S | re.M)[1]
-
-
 def test_sorting_kaggles_flat_folder(tmp_path, monkeypatch):
     for kind in ("cat", "dog"):
         for i in (0, 1, 10):
@@ -126,13 +125,13 @@ def test_sorting_kaggles_flat_folder(tmp_path, monkeypatch):
     assert len(list((tmp_path / "train").iterdir())) == 6  # copied
 
 
-def edited_script(name, behind, script="train_classifier.py"):
-    """The script with a snippet of the README put behind the line that starts with `behind`, as a module."""
+def edited_script(name, line, place, script="train_classifier.py"):
+    """The script with a snippet of the pages put before (place 0) or behind (1) the line that starts so, as a module."""
     lines = (ROOT / script).read_text().splitlines()
-    places = [i for i, line in enumerate(lines) if line.strip().startswith(behind)]
+    places = [i for i, found in enumerate(lines) if found.strip().startswith(line)]
     assert len(places) == 1
     indent = len(lines[places[0]]) - len(lines[places[0]].lstrip())
-    lines[places[0] + 1 : places[0] + 1] = textwrap.indent(snippet(name), " " * indent).splitlines()
+    lines[places[0] + place : places[0] + place] = textwrap.indent(snippet(name), " " * indent).splitlines()
     spec = importlib.util.spec_from_loader(name, None)
     module = importlib.util.module_from_spec(spec)
     exec(compile("\n".join(lines), name, "exec"), vars(module))
@@ -143,7 +142,7 @@ def test_your_own_loss_in_one_line(train, weights, monkeypatch):
     seen = []
     real = torch.nn.MultiMarginLoss.forward
     monkeypatch.setattr(torch.nn.MultiMarginLoss, "forward", lambda *a: (seen.append((*a, real(*a))), seen[-1][-1])[1])
-    script = edited_script("own_loss", "criterion.to(device)")
+    script = edited_script("own_loss", "losses.refuse_unused(", 0)
     monkeypatch.setattr(train_classifier, "main", script.main)
     run = train("--freeze", "backbone", weights=weights, batch_size=20)
     criterion, logits, labels, loss = seen[0]
@@ -154,7 +153,7 @@ def test_your_own_loss_in_one_line(train, weights, monkeypatch):
 
 
 def test_your_own_transform(train, monkeypatch):
-    script = edited_script("own_transform", "augment = data.train_transform(")
+    script = edited_script("own_transform", "augment = data.train_transform(", 1)
     monkeypatch.setattr(train_classifier, "main", script.main)
     seen, real = [], data.ImageList.__init__
     monkeypatch.setattr(data.ImageList, "__init__", lambda self, samples, transform, *a, **k: (
@@ -166,12 +165,42 @@ def test_your_own_transform(train, monkeypatch):
     assert all(torch.equal(a[k], b[k]) for k in a)  # seeded, like the transforms that it replaces
 
 
+def test_a_program_of_your_own_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    """The snippet of docs/runs.md, ended by an error in its eighth step."""
+    monkeypatch.chdir(tmp_path)
+    exec(snippet("own_program"), {})
+    os.rename("my_run", "whole")
+    steps, step = [], torch.optim.AdamW.step
+
+    def dying(optimizer):
+        steps.append(step(optimizer))
+        if len(steps) == 8:
+            raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(torch.optim.AdamW, "step", dying)
+        exec(snippet("own_program"), {})
+    exec(snippet("own_program"), {})
+    assert "resumed from my_run/last.pt at epoch 0, step 7" in capsys.readouterr().out
+    a, b = (torch.load(f"{run}/last.pt", weights_only=True) for run in ("whole", "my_run"))
+    assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"]) and a["step"] == b["step"] == 20
+
+
+def test_a_loop_of_your_own_freezes_both_ways():
+    names = {}
+    exec(snippet("own_loop"), names)
+    model, plain = names["model"], torchvision.models.resnet18()
+    assert [n for n, p in model.named_parameters() if p.grad is not None] == ["fc.weight", "fc.bias"]
+    start = {k: v for k, v in plain.state_dict().items() if "running" in k or "num_batches" in k}
+    assert start and all(torch.equal(model.state_dict()[k], v) for k, v in start.items())
+
+
 def test_several_labels_per_picture(regress, discs, monkeypatch):
     rows = [line.split(",") for line in (discs / "labels.csv").read_text().splitlines()[1:]]
     lines = [f"{file},{int(float(r) > 9)},{int(float(place) > 40)},{split}" for file, r, place, _, split in rows]
     labels = discs.parent / "labels_0_1.csv"
     labels.write_text("\n".join(["file,large,right,split", *(f"{discs.name}/{line}" for line in lines)]) + "\n")
-    script = edited_script("several_labels", "criterion.to(device)", "train_regressor.py")
+    script = edited_script("several_labels", "# A module is moved to the device.", 0, "train_regressor.py")
     monkeypatch.setattr(train_regressor, "main", script.main)
     run = regress(data=labels.parent, labels=labels.name, target="large,right", batch_size=20)
     with open(run / "test_predictions.csv", newline="") as file:
@@ -187,7 +216,7 @@ def test_several_labels_per_picture(regress, discs, monkeypatch):
 
 
 def provoke(message):
-    """What PyTorch says when one does what the README's table of its errors says beside this message."""
+    """What PyTorch says when one does what the table of its errors says beside this message."""
     resnet, x, labels = torchvision.models.resnet18(num_classes=3), torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
 
     def pickled():
@@ -247,13 +276,14 @@ def provoke(message):
         "unscale_() has already been called on this optimizer": unscaled_twice,
         "An attempt has been made to start a new process before": no_main,
     }
+    way = ways[message]  # a message that is not there is no answer: a KeyError would repeat it
     with pytest.raises(Exception) as caught:
-        ways[message]()
+        way()
     return str(caught.value)
 
 
 def test_pytorch_says_what_the_table_of_its_errors_says():
-    table = README.partition("### What PyTorch says")[2].partition("And what it does not say")[0]
+    table = PAGES["docs/troubleshooting.md"].partition("## What PyTorch says")[2].partition("\n## ")[0]
     messages = re.findall(r"^\| `([^`]+)` \|", table, re.M)
     assert len(messages) == 19
     with all_models.QuickInit(fill=True):
@@ -266,55 +296,23 @@ def test_options_that_the_text_names_exist():
     known = {o for s in scripts for a in s.build_parser()._actions for o in a.option_strings}
     known |= {"--check", "--shm-size", "--logdir"}  # of data.py, docker, tensorboard
     known |= {"--nproc", "--nnodes", "--node", "--rdzv", "--max-restarts"}  # torchrun's, to their first underscore
-    known |= set(re.findall(r"^#SBATCH (--[a-z-]+)", README, re.M))
-    of_benchmarks = set(re.findall(r"--[a-z][a-z0-9-]+", " ".join(re.findall(r"python benchmarks/[^`\n]*", README))))
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", README)) - of_benchmarks <= known
-    text = re.sub(r"\b(SLURM|OMP)_[A-Z_]+", "", README)
+    known |= set(re.findall(r"^#SBATCH (--[a-z-]+)", TEXT, re.M))
+    of_benchmarks = set(re.findall(r"--[a-z][a-z0-9-]+", " ".join(re.findall(r"python benchmarks/[^`\n]*", TEXT))))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", TEXT)) - of_benchmarks <= known
+    text = re.sub(r"\b(SLURM|OMP)_[A-Z_]+", "", TEXT)
     assert not re.search(r"[A-Z]+_[A-Z]+|RESULTS|TODO", text)  # nothing left to be filled in
 
 
-def option_rows(script):
-    """{group: [a row of a table for each option]}, from the parser."""
-    parser, rows = script.build_parser(), {}
-    for group in parser._action_groups:
-        for action in (a for a in group._group_actions if a.option_strings and a.dest != "help"):
-            words = parser._get_formatter()._expand_help(action)
-            words = re.sub(r"default here \d+", "default: 4, or the number of cores if fewer", words).replace("|", "\\|").replace("<", "&lt;")
-            value = f" {action.metavar}" if action.metavar else ""
-            value = " " + " \\| ".join(action.choices) if action.choices else value
-            rows.setdefault(group.title, []).append(f"| `{'`, `'.join(action.option_strings)}`{value} | {words} |")
-    return rows
-
-
 def test_the_tables_of_all_options_are_true():
-    """To be replaced, where they are not, by what this test expects."""
-    everything, known, all_options = [], set(), []
-    for script, name in ((train_classifier, "train_classifier.py"), (train_regressor, "train_regressor.py"),
-                         (train_continual, "train_continual.py"), (predict, "predict.py")):
-        title, lines = f"`{name}`", []
-        options = [next(word for word in action.option_strings if word.startswith("--"))
-                   for action in script.build_parser()._actions if action.option_strings and action.dest != "help"]
-        if script in (train_regressor, train_continual):
-            lacking = "`, `".join(option for option in all_options if option not in options)
-            title = f"`{name}`: as above but for these, and without `{lacking}`"
-        elif script is train_classifier:
-            all_options = options
-        for group, rows in option_rows(script).items():
-            if new := [row for row in rows if row not in known]:
-                lines += [f"| **{group}** | |", *new]
-            known |= set(rows)
-        everything += [title, "", "| | |", "|---|---|", *lines, ""]
-    expected = "\n".join(everything)
-    found = README.partition("<!-- options, from the parsers -->\n")[2].partition("<!-- end of the options -->")[0]
-    assert found == expected
+    assert PAGES["docs/options.md"] == options.page(), "write it anew: python tests/options.py"
 
 
 def test_the_table_of_defaults_is_true():
     parser = train_classifier.build_parser()
-    rows = re.findall(r"^\| (`--[^|]*) \| ([^|]*) \|", README.partition("## Defaults")[2].partition("\n## ")[0], re.M)
+    rows = re.findall(r"^\| (`--[^|]*) \| ([^|]*) \|", PAGES["docs/training.md"].partition("## Defaults")[2].partition("\n## ")[0], re.M)
     checked = set()
-    for options, text in rows:
-        for option, value in zip(re.findall(r"--[a-z0-9-]+", options), text.split(","), strict=False):
+    for names, text in rows:
+        for option, value in zip(re.findall(r"--[a-z0-9-]+", names), text.split(","), strict=False):
             default = next(a.default for a in parser._actions if option in a.option_strings)
             if option == "--lr":
                 default = arguments.DEFAULT_LR["adamw"]
@@ -349,3 +347,67 @@ def test_the_first_command_of_the_readme_and_predict_as_commands(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cats_and_dogs", "runs", "x.csv"]
     missing = run("python train_classifier.py --data nowhere")
     assert (missing.returncode, missing.stderr) == (2, "error: no such folder: nowhere\n")
+
+
+# ---- links
+
+
+LINKING = PAGES | {f"benchmarks/{page.name}": page.read_text() for page in sorted((ROOT / "benchmarks").glob("*.md"))}
+
+
+def prose(text):
+    """Without code blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
+
+
+def anchors(text):
+    """Those that GitHub gives the headings of a page."""
+    found, seen = [], Counter()
+    for heading in re.findall(r"^#{1,6} +(.*?) *#*$", prose(text), re.M):
+        heading = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading)  # a link: its text
+        anchor = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        found.append(f"{anchor}-{seen[anchor]}" if seen[anchor] else anchor)
+        seen[anchor] += 1
+    return found
+
+
+def test_anchors_are_made_as_github_makes_them():
+    page = "# A `--b c`, and *d*\n## DataParallel: plain `python` uses all GPUs\n## Which loss?\n## Which loss?\n" \
+           "### snake_case - [a link](x.md)\n```\n# a comment\n```\n## \"Frozen\" means two\n"
+    assert anchors(page) == ["a---b-c-and-d", "dataparallel-plain-python-uses-all-gpus", "which-loss", "which-loss-1",
+                             "snake_case---a-link", "frozen-means-two"]
+
+
+def links(text):
+    """The targets of all links and pictures, but for those into the web."""
+    found = re.findall(r"!?\[(?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*\]\(([^)\s]+)\)", prose(text))
+    return [target for target in found if not re.match(r"https?://", target)]
+
+
+@pytest.mark.parametrize("name", LINKING)
+def test_every_link_leads_somewhere(name):
+    for link in links(LINKING[name]):
+        file, _, anchor = link.partition("#")
+        target = ((ROOT / name).parent / file).resolve() if file else ROOT / name
+        assert target.exists(), f"{name}: {link}"
+        if anchor:
+            assert anchor in anchors(target.read_text()), f"{name}: {link}"
+
+
+def test_the_pages_are_short_listed_and_begin_with_their_question():
+    assert README.count("\n") <= 230
+    index = README.partition("\n## All pages\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"^- \[[^\]]+\]\(([^)]+)\): .+$", index, re.M)
+    assert sorted(set(listed) - {"benchmarks/README.md"}) == sorted(set(PAGES) - {"README.md"})
+    assert len(listed) == len(set(listed)) == len(index.split("\n- ")) - 1  # one line each
+    for name, text in PAGES.items():
+        if name != "README.md":
+            assert re.match(r"# .+\n\n\*[A-Z][^*]*\?\*\n\n", text), f"{name} does not begin with the question it answers"
+
+
+@pytest.mark.parametrize("script", [train_classifier, train_regressor, train_continual, predict, demo, report, data])
+def test_help_names_a_page(script, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--help"])
+    page = re.findall(r"^More: (\S+)$", capsys.readouterr().out, re.M)
+    assert len(page) == 1 and page[0] in PAGES
