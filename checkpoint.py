@@ -457,7 +457,9 @@ def load(path, script=None, needs=(), mmap=False):
             warnings.simplefilter("ignore")  # the error below says what is wrong
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError as error:
-        raise CheckpointError(f"no such checkpoint: {path}") from error
+        early = Path(path).name == "last.pt" and Path(path).with_name("args.json").exists()
+        way_out = ": the run there has ended before its first save; start it again" if early else ""
+        raise CheckpointError(f"no such checkpoint: {path}{way_out}") from error
     except Exception as error:  # torch.load raises many kinds for files that are something else
         raise CheckpointError(f"{path} is no checkpoint of this repository: it is damaged, or something else, or holds "
                               "Python objects besides tensors and plain values; nothing in it was executed") from error

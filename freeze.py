@@ -7,7 +7,7 @@
     freeze(model, "backbone", head)                         # requires_grad = False on them
     optimizer = torch.optim.AdamW(param_groups(model, head, lr=1e-3, backbone_lr_scale=0.1))
     print(group_table(model, head, optimizer.param_groups))
-    train_mode(model)                                       # model.train(), and eval() on every of its frozen_parts
+    train_mode(model)                                       # model.train(), and eval() on each of its frozen_parts
     thaw(model, "layer4", head)                             # some epochs later: train this part too ...
     train_mode(model)                                       # ... and put it into train() mode
 
@@ -287,7 +287,7 @@ def train_mode(model):
 
 
 def frozen_parts(model):
-    """The modules of which nothing trains and whose surroundings train, in a list: what `train_mode` puts into eval()."""
+    """The outermost modules in which no parameter trains, in a list: what `train_mode` puts into eval()."""
     trains = [p.requires_grad for p in model.parameters()]
     if trains and not any(trains):
         return [model]

@@ -134,6 +134,9 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, bad):
 def test_load_refuses_what_is_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         checkpoint.load(tmp_path / "x.pt", "test")
+    (tmp_path / "args.json").touch()
+    with pytest.raises(CheckpointError, match="last.pt: the run there has ended before its first save; start it again"):
+        checkpoint.load(tmp_path / "last.pt", "test")
     with pytest.raises(CheckpointError, match="is a folder: give the file, such as .*last.pt"):
         checkpoint.load(tmp_path, "test")
     (tmp_path / "x.pt").write_bytes(b"hello")
