@@ -124,8 +124,10 @@ class Run:
         state |= self.progress.state_dict()
         state |= {"machine": machine(), "rng": of_all[0][0], "processes": of_all}
         state["sums"] = {sum_name: totals.get(sum_name, own) for sum_name, own in sums.items()}
+        kinds = {kind: [part_name for part_name, part in self.parts.items() if isinstance(part, kind)]
+                 for kind in (torch.nn.Module, torch.optim.Optimizer)}
         save(state, self.folder, best=best, name=name, keep=keep, way_out=self.slower_command,
-             weights=[part_name for part_name, part in self.parts.items() if isinstance(part, torch.nn.Module)])
+             weights=kinds[torch.nn.Module], optimizers=kinds[torch.optim.Optimizer])
         between_epochs = sums == {}
         if name == "last.pt" and between_epochs and self.progress.history:
             write_csv(self.progress.history, self.folder / "history.csv")
@@ -157,10 +159,12 @@ class Run:
         if before != now and before is not None:
             raise CheckpointError(f"the run was begun with the loss {before}, and this script has {now}: resume it with the "
                                   "script that began it, or start a new run")
-        before, now = saved.get("options", {}).get("epochs"), self.options.get("epochs")
-        if before != now and not all(isinstance(schedule, ENDLESS) for schedule in self.schedules):
-            raise CheckpointError(f"--epochs is {now} but the run's {type(self.schedules[0]).__name__} was made for {before}: "
-                                  "it stays, or start a new run")
+        with_an_end = [schedule for schedule in self.schedules if not isinstance(schedule, ENDLESS)]
+        for option, schedules in (("epochs", with_an_end), ("lr", self.schedules)):
+            before, now = saved.get("options", {}).get(option), self.options.get(option)
+            if schedules and before != now:
+                raise CheckpointError(f"--{option} is {now} but the run's {type(schedules[0]).__name__} was made for {before}: "
+                                      "it stays, or start a new run")
         lacking = [name for name in self.parts if name not in saved]
         if lacking:
             raise CheckpointError(f"{file} holds no '{lacking[0]}': it was saved before that was a part of the run; start "
@@ -208,12 +212,12 @@ class Run:
 
     def _check_rates(self, optimizer, args, kwargs):
         """Before a step: are the rates those that PyTorch's schedule has set? Raises CheckpointError."""
-        for schedule in self.schedules:
-            rates = [group["lr"] for group in optimizer.param_groups]
-            if schedule.optimizer is optimizer and rates != list(schedule.get_last_lr()):
-                raise CheckpointError(f"a rate is {rates[-1]:g} and {type(schedule).__name__} has set "
-                                      f"{schedule.get_last_lr()[-1]:g}: something else sets it, too; drop the lines of the "
-                                      'loop that set group["lr"]')
+        rates = [group["lr"] for group in optimizer.param_groups]
+        own = [schedule for schedule in self.schedules if schedule.optimizer is optimizer]
+        if own and all(rates != list(schedule.get_last_lr()) for schedule in own):  # of several, the last one sets them
+            raise CheckpointError(f"a rate is {rates[-1]:g} and {type(own[-1]).__name__} has set "
+                                  f"{own[-1].get_last_lr()[-1]:g}: something else sets it, too; drop the lines of the loop "
+                                  'that set group["lr"]')
 
     def resume_command(self):
         """What to type to go on with this run, '' if there is nothing to go on from, or no name of a script."""
@@ -280,16 +284,17 @@ def _broadcast(value):
 # ---- one file
 
 
-def save(state, folder, best=False, name="last.pt", keep=None, way_out=lambda: "lower the rate", weights=("model",)):
+def save(state, folder, best=False, name="last.pt", keep=None, way_out=lambda: "lower the rate", weights=("model",),
+         optimizers=("optimizer",)):
     """Write `state` to folder/name; serialized once, also as folder/best.pt if it is the best so far, and under the
-    name `keep`. weights: the names of what must be finite, as the optimizer's state must be.
+    name `keep`. weights, optimizers: the names of what must be finite.
 
     A reader, and a run killed at any moment, finds the old file or the new one, never a torn one; best.pt is in place
     before last.pt says so. The predictions of an earlier best.pt are removed. Raises CheckpointError, for weights or
     optimizer states that are not finite with the text that `way_out()` gives, and when the disk refuses; the
     checkpoints that were there stay as they were.
     """
-    broken = _not_finite(state, weights)
+    broken = _not_finite(state, weights, optimizers)
     if broken:
         raise CheckpointError(f"not saved: {broken} is no longer finite; try half the rate: {way_out()}")
     folder = Path(folder)
@@ -320,11 +325,12 @@ def _temporary(path):
     return Path(f"{path}.{os.getpid()}.tmp")
 
 
-def _not_finite(state, weights):
+def _not_finite(state, weights, optimizers):
     """The name of a tensor among the weights and the optimizer's state that holds inf or nan, else ''."""
-    states = state.get("optimizer", {}).get("state", {})
     tensors = {f"weight {k}": v for name in weights for k, v in state.get(name, {}).items()}
-    tensors |= {f"the optimizer's {k} of parameter {i}": v for i, s in states.items() for k, v in s.items()}
+    for name in optimizers:
+        for i, found in state.get(name, {}).get("state", {}).items():
+            tensors |= {f"the {name}'s {k} of parameter {i}": v for k, v in found.items()}
     tensors = {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
     # The sum is the quicker question by far; where it is finite, so is every summand.
     return next((k for k, v in tensors.items() if not v.sum().isfinite() and not v.isfinite().all()), "")

@@ -196,7 +196,7 @@ def features_key(weights, head, *depends_on):
     return found.hexdigest()
 
 
-LIBRARIES = ("torch", "torchvision", "timm", "PIL", "numpy", *sys.stdlib_module_names)  # nobody edits these
+LIBRARIES = ("builtins", "torch", "torchvision", "timm", "PIL", "numpy", *sys.stdlib_module_names)  # nobody edits these
 
 
 def _words(thing, seen):
@@ -208,12 +208,17 @@ def _words(thing, seen):
         for name, part in thing.items():
             yield repr(name)
             yield from _words(part, seen)
+    elif isinstance(thing, (set, frozenset)):
+        yield from sorted(map(repr, thing))  # their own order differs from process to process
+    elif isinstance(thing, torch.Tensor) or hasattr(thing, "tobytes"):  # an array: a repr leaves most of it out
+        values = thing.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if torch.is_tensor(thing) else thing
+        yield f"{thing.dtype} {tuple(thing.shape)} {hashlib.sha256(values.tobytes()).hexdigest()}"
     elif isinstance(thing, functools.partial):
         yield from _words([thing.func, thing.args, thing.keywords], seen)
     elif isinstance(thing, types.ModuleType):
         yield "" if _in_library(thing.__name__) else _source(getattr(thing, "__file__", None))
     elif not hasattr(thing, "__dict__"):  # a number, a string
-        yield f"{type(thing).__qualname__} {thing!r}"
+        yield f"{type(thing).__qualname__} {_without_address(thing)}"
     elif id(thing) not in seen:
         seen.add(id(thing))
         if isinstance(thing, types.MethodType):
@@ -224,7 +229,7 @@ def _words(thing, seen):
             yield from _of_class(thing, seen)
         else:  # a transform, say: its class, and what it holds
             if type(thing).__repr__ is not object.__repr__:  # which gives an address
-                yield re.sub(" at 0x[0-9a-f]+", "", repr(thing), flags=re.IGNORECASE)
+                yield _without_address(thing)
             yield from _of_class(type(thing), seen)
             yield from _words(vars(thing), seen)
 
@@ -249,7 +254,7 @@ def _of_code(code, names):
         if isinstance(constant, types.CodeType):
             yield from _of_code(constant, names)
         else:
-            yield repr(constant)
+            yield from _words(constant, set())
 
 
 def _of_class(kind, seen):
@@ -257,7 +262,16 @@ def _of_class(kind, seen):
         yield f"{kind.__module__}.{kind.__qualname__}"
     else:
         for ancestor in kind.__mro__:
-            yield from _words([f for f in vars(ancestor).values() if isinstance(f, types.FunctionType)], seen)
+            if not _in_library(ancestor.__module__):
+                own = {name: part for name, part in vars(ancestor).items() if not name.startswith("__") or callable(part)}
+                for name, part in own.items():
+                    yield name
+                    yield from _words(getattr(part, "__func__", getattr(part, "fget", part)), seen)
+
+
+def _without_address(thing):
+    """Its repr; an address in it is of this process alone."""
+    return re.sub(" at 0x[0-9a-f]+", "", repr(thing), flags=re.IGNORECASE)
 
 
 def _in_library(module):

@@ -449,6 +449,18 @@ def test_a_schedule_that_would_not_be_saved_is_refused(tmp_path):
     checkpoint.Run(tmp_path / "run", {"optimizer": optimizer, "scheduler": scheduler}, checkpoint.Progress())
 
 
+def test_an_optimizer_of_any_name_must_be_finite(tmp_path):
+    layer = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    layer(torch.ones(1, 1)).sum().backward()
+    optimizer.step()
+    run = checkpoint.Run(tmp_path / "run", {"net": layer, "opt": optimizer}, checkpoint.Progress())
+    run.save()
+    optimizer.state[layer.weight]["momentum_buffer"].fill_(math.nan)
+    with pytest.raises(CheckpointError, match="the opt's momentum_buffer of parameter 0 is no longer finite"):
+        run.save()
+
+
 def test_a_part_that_was_not_saved_is_named(tmp_path):
     layer, progress = torch.nn.Linear(2, 2), checkpoint.Progress()
     checkpoint.Run(tmp_path / "run", {"model": layer}, progress).save()

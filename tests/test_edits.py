@@ -177,6 +177,8 @@ def test_a_schedule_of_pytorchs(edited, train, error_of, weights, monkeypatch, t
     assert 'something else sets it, too; drop the lines of the loop that set group["lr"]' in refused()
     # one that has an end cannot go on behind it
     again = edited(made, saved, *stepped)
+    error = error_of(again.main, ["--resume", str(whole / "last.pt"), "--lr", "0.01"])
+    assert "--lr is 0.01 but the run's OneCycleLR was made for 0.02: it stays, or start a new run" in error
     error = error_of(again.main, ["--resume", str(whole / "last.pt"), "--epochs", "3"])
     assert "--epochs is 3 but the run's OneCycleLR was made for 2: it stays, or start a new run" in error
 

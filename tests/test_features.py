@@ -231,5 +231,13 @@ def test_the_key_says_what_a_transform_does(tmp_path):
     keys = {what: key_of(tmp_path, **({"code": FUNCTION} | edit)) for what, edit in edits.items()}
     assert len({before, *keys.values()}) == 1 + len(edits)
     assert keys["a partial"] != key_of(tmp_path, FUNCTION, make="functools.partial(transform, gain=4)")
+    # a class's own values, a static method, and what a repr leaves out of an array or orders by chance
+    for code, new in (("class T:\n    k = 1\n    def __call__(self, x): return x", ("k = 1", "k = 2")),
+                      ("class T:\n    @staticmethod\n    def f(x): return x + 1\n    def __call__(self, x): return self.f(x)", ("+", "-"))):
+        assert key_of(tmp_path, code, make="T()") != key_of(tmp_path, code.replace(*new), make="T()")
+    table = "TABLE = torch.zeros(5000); TABLE[2500] = 1"
+    code = "def transform(x): return x + TABLE if x.mode in {'a', 'b', 'c'} else x"
+    keys = [key_of(tmp_path, code, constant=f"import torch\n{t}") for t in (table, table.replace("2500", "2501"), table)]
+    assert keys[0] == keys[2] != keys[1]
     views = [key_of(tmp_path, CLASS, make=make) for make in ("Views(2)", "Views(3)", "Views(2).__call__", "Views(3).__call__")]
     assert len(set(views)) == 4 and len({key_of(tmp_path, CLASS.replace("*", "+"), make="Views(2)"), *views}) == 5
