@@ -34,7 +34,6 @@ sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 import data  # noqa: E402
 import features  # noqa: E402
-import freeze  # noqa: E402
 import model as models  # noqa: E402
 from losses import CrossEntropy  # noqa: E402
 
