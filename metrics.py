@@ -106,6 +106,14 @@ def is_better(score, best, lower=False):
     return score < best if lower else score > best
 
 
+def wins_tie(history, best_epoch, monitor):
+    """Is the newest epoch as good as the best one by `monitor`, at a lower val_loss? Accuracies of few pictures are often
+    equal. history: a dict of numbers for each epoch, from epoch 0 on.
+    """
+    newest, best = history[-1], history[best_epoch]
+    return newest[monitor] == best[monitor] and newest["val_loss"] < best["val_loss"]
+
+
 def class_scores(outputs, labels, costs=None):
     """`scores` of outputs (N, C) for labels (N,); with more than five classes "top5_accuracy", too, and given costs
     (C, C) "cost", the `mean_cost`.

@@ -19,6 +19,10 @@ import os
 import sys
 from pathlib import Path
 
+# torch's threads wait for each other by spinning, which beside other work takes several times as long. torch reads this
+# when it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 from tqdm import tqdm
 

@@ -139,10 +139,13 @@ def better_is_lower(name):
 
 
 def best_row(history, monitor):
-    """The place in the history of the first row with the best `monitor`; None where there is no such number."""
+    """The place in the history of the row that best.pt is of: the best `monitor`, of equal ones the lowest val_loss, and
+    of those the first. None where there is no such number.
+    """
     sign = 1 if better_is_lower(monitor) else -1
-    found = [(sign * row[monitor], i) for i, row in enumerate(history) if math.isfinite(row.get(monitor, math.nan))]
-    return min(found)[1] if found else None
+    found = [(sign * row[monitor], row.get("val_loss", math.nan), i) for i, row in enumerate(history)
+             if math.isfinite(row.get(monitor, math.nan))]
+    return min(found)[2] if found else None
 
 
 def advice(history, monitor):

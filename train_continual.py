@@ -19,6 +19,10 @@ import time
 from contextlib import nullcontext
 from functools import partial
 
+# torch's threads wait for each other by spinning, which beside other work takes several times as long. torch reads this
+# when it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -381,6 +385,8 @@ def train(args, saved, stop):
     shown = ["train_loss", "val_loss", "val_accuracy", args.monitor]
     if old:
         shown.insert(3, "old_val_accuracy")
+    # By the name of the metric: that of a loss, a cost or an error (mae, mse) is to be low, any other is to be high.
+    lower_is_better = report.better_is_lower(args.monitor)
     # From here on a stop signal waits for leave_if_asked, between two steps; the last line then tells how to go on.
     ending.wait_for_steps(stop, run.resume_command)
 
@@ -469,15 +475,17 @@ def train(args, saved, stop):
         row |= meter.columns(optimizer, scaler, steps_per_epoch, sum(order.sizes()), unread_val)
         progress.history.append(row)
 
-        # The best epoch: the highest score, or the lowest loss. What is no number is worse than any other.
+        # What "best" means: the highest score so far, or the lowest of a loss. NaN is worse than any number. Of equal
+        # scores, such as accuracies on few pictures, the one with the lower val_loss is the best; but that is no gain,
+        # and --patience goes on counting.
         score = scores[args.monitor]
-        is_best = metrics.is_better(score, progress.best, report.better_is_lower(args.monitor))
+        gain = metrics.is_better(score, progress.best, lower_is_better)
+        is_best = gain or metrics.wins_tie(progress.history, progress.best_epoch, args.monitor)
         if is_best:
-            progress.best, progress.best_epoch, progress.epochs_without_gain = score, epoch, 0
-        else:
-            progress.epochs_without_gain += 1
-            if args.schedule == "plateau" and progress.epochs_without_gain % args.plateau_epochs == 0:
-                progress.plateau_scale *= args.gamma
+            progress.best, progress.best_epoch = score, epoch
+        progress.epochs_without_gain = 0 if gain else progress.epochs_without_gain + 1
+        if args.schedule == "plateau" and not gain and progress.epochs_without_gain % args.plateau_epochs == 0:
+            progress.plateau_scale *= args.gamma
         progress.epoch = epoch + 1
         # `row` has these sums; the next epoch begins with none.
         meter.clear()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny pictures gain nothing by more threads, which wait for each other
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # where there are more, without spinning, as in the scripts
 
 import pytest
 from lives import Lives

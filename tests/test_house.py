@@ -70,6 +70,16 @@ def test_the_ten_sections_stand_in_order(name):
     assert [(number, title.lower()) for number, title in found] == [(str(i + 1), t) for i, t in enumerate(titles)]
 
 
+@pytest.mark.parametrize("name", [*SCRIPTS, "predict.py"])
+def test_the_threads_of_torch_do_not_spin(name):
+    """What OpenMP is to read stands before anything that imports torch; a user's own choice stays."""
+    said = 'os.environ.setdefault("OMP_WAIT_POLICY", "passive")'
+    lines = (ROOT / name).read_text().splitlines()
+    others = {path.stem for path in ROOT.glob("*.py")} | {"torch", "torchvision"}
+    assert lines.index(said) < min(i for i, line in enumerate(lines) if line.startswith(("import ", "from "))
+                                   and line.split()[1] in others)
+
+
 def test_files_are_only_read_with_weights_only():
     for file in ROOT.glob("*.py"):
         for call in re.findall(r"torch\.load\(.*", file.read_text()):
@@ -327,11 +337,12 @@ def test_the_first_command_of_the_readme_and_predict_as_commands(tmp_path):
     first = next(line for line in README.splitlines() if line.startswith("python3 -m venv"))
     assert first.endswith(" && python demo.py")  # which tests/test_demo.py runs; here is what it does with --draw
 
-    def run(command):
+    def run(command, **environment):
         words = shlex.split(command)
         assert words[0] == "python"
+        untouched = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
         return subprocess.run([sys.executable, str(ROOT / words[1]), *words[2:]], cwd=tmp_path, text=True,
-                              capture_output=True, timeout=200)
+                              capture_output=True, timeout=200, env=untouched | environment)
 
     drawn = run("python demo.py --draw ./cats_and_dogs")
     assert drawn.returncode == 0
@@ -345,8 +356,11 @@ def test_the_first_command_of_the_readme_and_predict_as_commands(tmp_path):
     assert found.returncode == 0 and found.stderr == ""
     assert found.stdout.splitlines()[1].split()[0] == "cats_and_dogs/test/cat/cat.1.jpg"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cats_and_dogs", "runs", "x.csv"]
-    missing = run("python train_classifier.py --data nowhere")
-    assert (missing.returncode, missing.stderr) == (2, "error: no such folder: nowhere\n")
+    missing = run("python train_classifier.py --data nowhere", OMP_DISPLAY_ENV="true")
+    *openmp, error = missing.stderr.splitlines()
+    assert (missing.returncode, error) == (2, "error: no such folder: nowhere")
+    if sys.platform == "linux":  # OpenMP says what it has read
+        assert "  OMP_WAIT_POLICY = 'PASSIVE'" in openmp
 
 
 # ---- links

@@ -29,6 +29,18 @@ def test_precision_recall_f1_by_hand():
     assert found == pytest.approx({"accuracy": 0.5, "balanced_accuracy": balanced, "macro_f1": sum(harmonic) / 4})
 
 
+def test_who_wins_a_tie():
+    def epochs(*pairs):
+        return [{"val_accuracy": accuracy, "val_loss": loss} for accuracy, loss in pairs]
+
+    assert metrics.wins_tie(epochs((0.9, 2.0), (0.8, 1.0), (0.9, 1.9)), 0, "val_accuracy")
+    assert not metrics.wins_tie(epochs((0.9, 2.0), (0.9, 2.0)), 0, "val_accuracy")
+    assert not metrics.wins_tie(epochs((0.9, 2.0), (0.8, 1.0)), 0, "val_accuracy")
+    assert not metrics.wins_tie(epochs((0.9, 2.0), (0.9, 1.0), (0.9, 1.5)), 1, "val_accuracy")
+    assert not metrics.wins_tie(epochs((math.nan, 2.0), (math.nan, 1.0)), 0, "val_accuracy")
+    assert not metrics.wins_tie(epochs((0.9, 1.0), (0.9, 1.0)), 0, "val_loss")
+
+
 def test_prediction_rows_by_hand():
     probabilities, names = torch.tensor([[0.25, 0.5, 0.25], [0.5, 0.0, 0.5]]), ["ant", "bee", "cat"]
     assert metrics.prediction_rows(["a", "b"], probabilities, names) == [

@@ -520,9 +520,12 @@ def test_advice(losses, accuracies, said):
     assert not report.advice(flat, "val_accuracy").startswith("overfitting")
 
 
-def test_best_row_takes_the_first_of_the_best_and_knows_what_is_better():
+def test_best_row_knows_what_is_better_and_who_wins_a_tie():
     history = [{"val_loss": v, "val_r2": v} for v in (math.nan, 3, 1, 1, 3)]
     assert (report.best_row(history, "val_loss"), report.best_row(history, "val_r2")) == (2, 1)
+    history = [{"val_loss": loss, "val_accuracy": accuracy} for loss, accuracy in ((3, 0.5), (2, 0.9), (1, 0.9), (1, 0.9), (0, 0.7))]
+    assert report.best_row(history, "val_accuracy") == 2
+    assert report.best_row([{"val_accuracy": 0.5}, {"val_accuracy": 0.5}], "val_accuracy") == 0
     assert report.best_row(history, "val_f1") is None
 
 

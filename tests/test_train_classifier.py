@@ -16,9 +16,11 @@ from torch import nn
 
 import checkpoint
 import data
+import metrics
 import predict
+import report
 import train_classifier
-from conftest import MODEL, changed, draw, draw_folder, read
+from conftest import MODEL, SMALL, changed, draw, draw_folder, read
 from test_data import wrong_folders
 from test_model import Payload
 
@@ -243,12 +245,41 @@ def test_what_best_holds_loads_into_plain_torchvision(train):
 
 
 @pytest.mark.parametrize("monitor, better", [("val_loss", min), ("val_accuracy", max), ("val_balanced_accuracy", max)])
-def test_best_is_the_first_epoch_of_the_best_monitored_value(train, monitor, better):
+def test_best_is_the_epoch_of_the_best_monitored_value(train, monitor, better):
     run = train("--monitor", monitor, epochs=4, lr=0.01)
     values = [float(row[monitor]) for row in history(run)]
     state = read(run / "best.pt")
-    assert state["best"] == better(values) and state["best_epoch"] == values.index(better(values))
+    equal_ones = {float(row["val_loss"]): int(row["epoch"]) for row in history(run) if float(row[monitor]) == better(values)}
+    assert state["best"] == better(values) and state["best_epoch"] == equal_ones[min(equal_ones)]
     assert state["epoch"] == state["best_epoch"] + 1
+
+
+def test_of_equal_scores_the_lowest_val_loss_is_the_best_and_no_gain(train, monkeypatch, capsys):
+    """Also when the run was stopped between the epochs; patience counts from the first of the equal ones."""
+    monkeypatch.setattr(metrics, "class_scores", lambda *_: {"accuracy": 0.75, "macro_f1": 0.7})
+    options, lr = ["--schedule", "constant", "--augment", "none"], 0.003
+
+    def states(run):
+        return read(run / "last.pt"), read(run / "best.pt")
+
+    run = train(*options, lr=lr, epochs=5)
+    losses_of_epochs = [float(row["val_loss"]) for row in history(run)]
+    best = losses_of_epochs.index(min(losses_of_epochs))
+    assert best > 0
+    last, saved = states(run)
+    assert (last["best"], last["best_epoch"], last["epochs_without_gain"]) == (0.75, best, 4)
+    assert saved["epoch"] == best + 1 and report.best_row(last["history"], "val_accuracy") == best
+    assert f"best.pt: epoch {best}, val_accuracy 0.7500" in capsys.readouterr().out
+
+    broken = train(*options, lr=lr, epochs=1)
+    for epochs in (2, 5):
+        train("--resume", "--epochs", epochs, output=broken, **dict.fromkeys(SMALL), data=None)
+    resumed = states(broken)
+    assert [s["best_epoch"] for s in resumed] == [s["best_epoch"] for s in (last, saved)]
+    assert equal(resumed[1]["model"], saved["model"])
+
+    run = train(*options, "--patience", 3, lr=lr, epochs=9)
+    assert len(history(run)) == 4
 
 
 def test_early_stopping(train, capsys):

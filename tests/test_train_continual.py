@@ -14,6 +14,7 @@ import checkpoint
 import data
 import freeze
 import losses
+import metrics
 import model as models
 import predict
 import train_classifier
@@ -243,6 +244,14 @@ def test_old_pictures_of_which_none_can_be_read(go_on, pictures, tmp_path, error
     for picture in (tmp_path / "old/val").rglob("*.png"):
         picture.write_bytes(b"no picture")
     assert "no picture of this split can be read" in error_of(go_on, "--on-bad-image", "skip", old_data=tmp_path / "old")
+
+
+def test_of_equal_scores_the_lowest_val_loss_is_the_best_and_no_gain(go_on, monkeypatch):
+    monkeypatch.setattr(metrics, "class_scores", lambda *_: {"accuracy": 0.5})
+    run = go_on(epochs=4, lr=0.01)
+    losses_of_epochs, last = [float(row["val_loss"]) for row in history(run)], read(run / "last.pt")
+    assert last["best_epoch"] == losses_of_epochs.index(min(losses_of_epochs)) > 0 and last["epochs_without_gain"] == 3
+    assert read(run / "best.pt")["epoch"] == last["best_epoch"] + 1
 
 
 def test_the_page_has_both_tests_and_the_options_that_count(go_on):

@@ -10,6 +10,7 @@ import torchvision
 
 import checkpoint
 import data
+import metrics
 import predict
 import tables
 import train_regressor
@@ -221,6 +222,14 @@ def test_best_is_the_epoch_of_the_best_monitored_value(regress, monitor, better)
     run = regress("--monitor", monitor, epochs=5, lr=0.01)
     values = [float(row[monitor]) for row in history(run)]
     assert read(run / "best.pt")["best_epoch"] == values.index(better(values)) and len(set(values)) == 5
+
+
+def test_of_equal_scores_the_lowest_val_loss_is_the_best_and_no_gain(regress, monkeypatch):
+    monkeypatch.setattr(metrics, "score_columns", lambda *_: {"r2": 0.5})
+    run = regress("--monitor", "val_r2", epochs=4, lr=0.01)
+    losses, last = [float(row["val_loss"]) for row in history(run)], read(run / "last.pt")
+    assert last["best_epoch"] == losses.index(min(losses)) > 0 and last["epochs_without_gain"] == 3
+    assert read(run / "best.pt")["epoch"] == last["best_epoch"] + 1
 
 
 def test_val_loss_counts_the_weights(regress, discs):
