@@ -36,8 +36,8 @@ def precision_recall_f1(confusion):
 def scores(confusion):
     """{"accuracy", "balanced_accuracy", "macro_f1"}: fractions of 1. In the last two a rare class counts as much as a
     frequent one: balanced accuracy is the plain mean of the recall of the classes that occur in the truth (Brodersen et
-    al., "The Balanced Accuracy and Its Posterior Distribution", 2010), macro F1 that of the F1 of the classes that occur
-    in the truth or in the predictions (as in scikit-learn: a class that has no pictures here is no mistake).
+    al., "The Balanced Accuracy and Its Posterior Distribution", 2010), macro F1 that of the F1 of the classes that
+    occur in the truth or in the predictions (as in scikit-learn).
     """
     _, recall, f1 = precision_recall_f1(confusion)
     accuracy = confusion.diagonal().sum().item() / max(1, confusion.sum().item())
@@ -135,8 +135,8 @@ def class_scores(outputs, labels, costs=None):
 
 def report(confusion, classes, most=20):
     """A table of precision, recall, F1 and support per class, then the confusion matrix (rows: truth); with more than
-    `most` classes, the most frequent confusions instead. A class that occurs neither in the truth nor in the predictions
-    has no such numbers, and no part in their mean.
+    `most` classes, the most frequent confusions instead. A class that occurs neither in the truth nor in the
+    predictions has no such numbers, and no part in their mean.
     """
     width = max(len(c) for c in [*classes, "macro mean"])
     table = torch.stack(precision_recall_f1(confusion), dim=1)
@@ -224,7 +224,7 @@ def regression_report(names, targets, predictions, quantiles=None):
             numbers = f"{s['mae']:12.6g}  {s['rmse']:12.6g}  {s['r2']:6.3f}  {s['medape']:12.1%}"
             lines.append(f"{words:<{width}}  {numbers.replace('nan%', '   -').replace('nan', '  -')}")
         if len(truth) < len(targets):
-            lines.append(f"{name} is known of {len(truth)} of {len(targets)} pictures")
+            lines.append(f"{name} is known for {len(truth)} of {len(targets)} pictures")
         if quantiles is not None and quantiles.shape[-1] > 1 and len(truth):
             share = coverage(quantiles[known, i, 0], quantiles[known, i, -1], truth)
             lines.append(f"{share:.1%} of {name} inside the range from the first to the last quantile")

@@ -9,8 +9,8 @@
     python predict.py --checkpoint runs/.../best.pt --weights-only weights.pth  # the bare state_dict, to use elsewhere
     python predict.py --checkpoint runs/.../best.pt --export model.pt2          # a program, or model.onnx
 
-A picture that cannot be read is named and passed over; the exit status is then 1. A picture whose class or number is not
-known is predicted and not scored. Any other mistake is one line on stderr and exit status 2.
+A picture that cannot be read is named and passed over; the exit status is then 1. One whose class or number is not known
+is predicted and not scored. Any other mistake is one line on stderr and exit status 2.
 
 More: docs/prediction.md
 """
@@ -66,8 +66,13 @@ def nfc(name):
     return unicodedata.normalize("NFC", name)
 
 
-# A picture; the folder that was given and in which it was found (None: its own name was given), the names of the folders
-# between, and the place of its class, or -1.
+def places_of(classes):
+    """{name of a class, as it is and in NFC: its place}"""
+    return {nfc(name): place for place, name in enumerate(classes)} | {name: i for i, name in enumerate(classes)}
+
+
+# A picture; the folder that was given and in which it was found (None: its own name was given), the names of the
+# folders between, and the place of its class, or -1.
 Found = namedtuple("Found", "path given between label")
 
 
@@ -75,9 +80,7 @@ def list_pictures(arguments, classes):
     """[Found]: what files, folders and globs stand for, in the order given, no file twice. The class is that which the
     first folder below the given one is named after: given `test`, `test/cat/1.jpg` is a cat. Raises data.DataError.
     """
-    place = {nfc(name): label for label, name in enumerate(classes)}
-    place |= {name: label for label, name in enumerate(classes)}
-    found, passed_over = {}, Counter()
+    place, found, passed_over = places_of(classes), {}, Counter()
     for argument in arguments:
         matches = [argument] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True))
         if not matches:
@@ -122,8 +125,12 @@ def what_is_not_scored(found, classes):
     return lines
 
 
+def counted(number):
+    return "1 picture" if number == 1 else f"{number} pictures"
+
+
 def are(pictures):
-    return f"{len(pictures)} pictures are" if len(pictures) > 1 else "1 picture is"
+    return f"{counted(len(pictures))} {'is' if len(pictures) == 1 else 'are'}"
 
 
 def some(names):
@@ -217,8 +224,8 @@ def class_rows(args, states, outputs, good, found):
     `found` that could be read.
     """
     classes = states[0]["classes"]
-    own = [list(map(nfc, state["classes"])) for state in states]  # maybe in another order
-    places = [[names.index(nfc(name)) for name in classes] for names in own]
+    own = [places_of(state["classes"]) for state in states]  # maybe in another order
+    places = [[place.get(name, place[nfc(name)]) for name in classes] for place in own]
     probabilities = torch.stack([logits.softmax(1)[:, p] for logits, p in zip(outputs, places, strict=True)]).mean(0)
     labels = torch.tensor([one.label for one in found])
     truth = labels[good] if (labels >= 0).any() else None
@@ -229,9 +236,10 @@ def class_rows(args, states, outputs, good, found):
         return rows, None
     confusion = metrics.confusion_matrix(probabilities[scored].argmax(1), labels[scored], len(classes))
     of_all, there = metrics.scores(confusion), (confusion.sum(1) > 0).sum()
-    words = f"accuracy {of_all['accuracy']:.4f} on {len(scored)} pictures"
+    words = f"accuracy {of_all['accuracy']:.4f} on {counted(len(scored))}"
     if there < len(classes):
-        words += f", balanced accuracy {of_all['balanced_accuracy']:.4f} over the {there} of {len(classes)} classes that have any"
+        balanced = of_all["balanced_accuracy"]
+        words += f", balanced accuracy {balanced:.4f} over the {there} of {len(classes)} classes that have any"
     return rows, f"{words}\n{metrics.report(confusion, classes)}"
 
 
@@ -249,8 +257,8 @@ def number_rows(args, states, outputs, good, paths, truth):
     ways = {"this model": predictions} | {k: torch.tensor(v, dtype=torch.float64) for k, v in state["baseline"].items()}
     of_which = f"of {args.split}" if args.split else f"of {args.labels}, those it was trained on perhaps among them"
     report = metrics.regression_report(targets, truth, ways, quantiles)
-    known = len(truth) - truth.isnan().all(1).sum()
-    return rows, f"on the {known} pictures {of_which}:\n\n{report}"
+    known = int((~truth.isnan()).any(1).sum())
+    return rows, f"on the {counted(known)} {of_which}:\n\n{report}"
 
 
 def columns_of(args, state, found, truth):
@@ -266,23 +274,25 @@ def columns_of(args, state, found, truth):
 
 
 def read_labels(args, targets):
-    """The pictures (Found) of the rows of --labels, and their true numbers (N, targets), nan where there is none, or None
-    where there are none at all. Raises tables.TableError.
+    """The pictures (Found) of the rows of --labels, and their true numbers (N, targets), nan where there is none, or
+    None where there are none at all. Raises tables.TableError.
     """
     rows, notes = tables.read_rows(args.labels, targets, numbers_optional=True)
     rows = [row for row in rows if args.split in (None, row[1])]
     if not rows:
         raise tables.TableError(f"{args.labels} has no rows that a column split calls {args.split}")
-    without = [path for path, _, numbers, _ in rows if numbers is None]
-    if without:
-        notes.append(f"note: {len(without)} of {len(rows)} rows of {args.labels} have no number for {', '.join(targets)}: "
-                     f"predicted, not scored ({some(without)})")
+    # Of several numbers some may be known: a row that has none at all is None.
+    nothing = [None] * len(targets)
+    truth = torch.tensor([[math.nan if number is None else number for number in numbers or nothing]
+                          for _, _, numbers, _ in rows], dtype=torch.float64)
+    without = truth.isnan().all(1).tolist()
+    if any(without):
+        names = some([path for (path, *_), lacks in zip(rows, without, strict=True) if lacks])
+        notes.append(f"note: {sum(without)} of {len(rows)} rows of {args.labels} have no number for "
+                     f"{', '.join(targets)}: predicted, not scored ({names})")
     for line in notes:
         say(line)
-    found = [Found(path, None, (), -1) for path, *_ in rows]
-    nothing = [math.nan] * len(targets)
-    truth = [nothing if numbers is None else numbers for _, _, numbers, _ in rows]
-    return found, torch.tensor(truth, dtype=torch.float64) if len(without) < len(rows) else None
+    return [Found(path, None, (), -1) for path, *_ in rows], None if all(without) else truth
 
 
 def predict(args):
@@ -298,8 +308,8 @@ def predict(args):
     if args.labels and classes:
         raise data.DataError("--labels is for regression: give a folder whose subfolders are named like the classes")
     if args.all_probabilities and not classes:
-        raise checkpoint.CheckpointError(f"--all-probabilities is for classes, and {args.checkpoint[0]} predicts numbers: "
-                                         "leave it out")
+        raise checkpoint.CheckpointError(f"--all-probabilities is for classes, and {args.checkpoint[0]} predicts "
+                                         "numbers: leave it out")
     if args.labels:
         found, truth = read_labels(args, state["targets"])
     else:
@@ -342,7 +352,9 @@ def predict(args):
 
 def _short(value, column):
     """A cell of the table."""
-    return value if isinstance(value, str) else f"{value:.4f}" if column.startswith("probability") else f"{value:.6g}"
+    if isinstance(value, str):
+        return value or "-"
+    return f"{value:.4f}" if column.startswith("probability") else f"{value:.6g}"
 
 
 def main(argv=None):

@@ -149,33 +149,34 @@ def best_row(history, monitor):
 
 def advice(history, monitor, options=None):
     """One line about what to try next, or ''. history: a list with a dict per epoch; monitor: the column that chose the
-    best one; options: those of args.json, of which "classes" (their number), "pictures" ("train 80, val 20, ...") and a
-    few more are used. The first rule that applies, from 4 epochs on; where in doubt, none.
+    best one; options: those of args.json, of which "classes" (their number), "pictures" ("train 80, val 20, ...") and
+    a few more are used. The first rule that applies, from 4 epochs on; where in doubt, none.
     """
     options, best, lowest = options or {}, best_row(history, monitor), best_row(history, "val_loss")
     if len(history) < 4 or best is None or lowest is None:  # fewer epochs are no trend
         return ""
     noise = noise_of(options)
     learned = above_chance(history, options, noise)
-    if not (learned[best] and learned[lowest]):  # what validation does then is chance: it neither improves nor overfits
+    # At chance, whatever validation does is chance: it neither improves nor overfits.
+    if not (learned[best] and learned[lowest]):
         return nothing_learned(history, options) if learned.count(False) == len(learned) else ""
     return (overfitting(history, max(best, lowest), lowest, noise) or still_improving(history, monitor, lowest, noise)
             or plateau(history, monitor, lowest, options))
 
 
 def noise_of(options):
-    """How far chance moves a share of the validation pictures: two standard errors, at most. On 100 pictures if it is not
-    known how many there are.
+    """How far chance moves a share of the validation pictures: two standard errors, at most. If it is not known how many
+    there are, of 100.
     """
     count = re.search(r"\bval ([1-9]\d*)", str(options.get("pictures")))
     return 1 / math.sqrt(int(count[1]) if count else 100)
 
 
 def above_chance(history, options, noise):
-    """For each epoch: is validation better than chance, by more than `noise`? None where that cannot be told. (Training's
-    own numbers do not tell it: they come from each batch's statistics, which hide that BatchNorm's running ones are off.)
+    """For each epoch: is validation better than chance, by more than `noise`? None where that cannot be told. Training's
+    own numbers do not tell it: BatchNorm computes them from each batch, and its running statistics may be off.
     """
-    # At chance, balanced accuracy is 1 / classes, however unequal they are; at most a half.
+    # At chance, balanced accuracy is 1 / classes, however unequal they are: at most a half.
     chance = {name: 1 / max(2, options.get("classes") or 2) for name in ("val_balanced_accuracy", "val_accuracy")}
     chance["val_r2"] = 0.0
     column = next((name for name in chance if name in history[0]), None)
@@ -185,8 +186,8 @@ def above_chance(history, options, noise):
 
 def nothing_learned(history, options):
     """Validation is at chance, and so is the training loss: cross-entropy at ln(classes), with soft labels and class
-    weights, too; of numbers, it has not fallen. Where it did fall, the reason is another one, such as few pictures, other
-    pictures in the validation, or BatchNorm: nothing is said.
+    weights, too; of numbers, it has not fallen. Where it did fall, the reason is another one, such as few pictures,
+    other pictures in the validation, or BatchNorm: nothing is said.
     """
     training, classes = [row.get("train_loss", math.nan) for row in history], options.get("classes") or 0
     if "val_r2" in history[0]:
@@ -200,12 +201,12 @@ def nothing_learned(history, options):
 
 
 def overfitting(history, best, lowest, noise):
-    """Training clearly improved over the same epochs in which validation got clearly worse. best: the later one of the best
-    epoch and that of the lowest val_loss; it lies before the last third, in which every val_loss is above the lowest
-    by more than chance and by a tenth of what it had fallen, and the last is not the least of them.
+    """Training clearly improved over the same epochs in which validation got clearly worse.
 
-    train_loss has fallen by a quarter since, and is that far below the lowest val_loss. Augmentation, MixUp and dropout
-    raise it, so it may well lie above val_loss, and then nothing is said; what they hide cannot make this rule err.
+    best: the later one of the best epoch and that of the lowest val_loss; it lies before the last third, in which every
+    val_loss is above the lowest by more than `noise` of it and by a tenth of what it had fallen, and the last is not
+    the least of them. train_loss has fallen by a quarter since, and is that far below the lowest val_loss. Augmentation,
+    MixUp and dropout only raise it: it may lie above val_loss for their sake, and then nothing is said.
     """
     third = math.ceil(len(history) / 3)
     losses, training = ([row.get(name, math.nan) for row in history] for name in ("val_loss", "train_loss"))
@@ -219,9 +220,9 @@ def overfitting(history, best, lowest, noise):
 
 
 def still_improving(history, monitor, lowest, noise):
-    """The last epoch is the first with its score and is better than all before the last third, by more than a tenth of the
-    whole gain and more than one standard error (of a loss or an error, that share of it). And both losses agree: the
-    lowest val_loss lies in the last third, and train_loss is lower than ever before it.
+    """The last epoch is the first with its score, and better than all before the last third: by more than a tenth of the
+    whole gain and more than one standard error (of a loss or an error, that share of it). Both losses agree: the
+    lowest val_loss lies in the last third, and train_loss is lower than ever before that.
     """
     count, third = len(history), math.ceil(len(history) / 3)
     values, training = ([row.get(name, math.nan) for row in history] for name in (monitor, "train_loss"))
@@ -236,8 +237,8 @@ def still_improving(history, monitor, lowest, noise):
 
 
 def plateau(history, monitor, lowest, options):
-    """Neither the score nor val_loss got better in the last half, and that is at least 4 epochs. --patience stops there by
-    itself.
+    """Neither the score nor val_loss got better in the last half, and that is at least 4 epochs. With --patience, it stops
+    there by itself.
     """
     values = [row.get(monitor, math.nan) for row in history]
     count, gained = len(history), values.index(values[best_row(history, monitor)])
@@ -675,7 +676,8 @@ def write_report(folder):
     for name, (_, alt, below) in pictures.items():
         page += [f"<h2>{HEADINGS[name]}</h2>", picture_tag(files[name], alt), below]
     if "mistakes.png" not in pictures:
-        page.append(f"<h2>{HEADINGS['mistakes.png']}</h2><p>{'No mistakes.' if judged else 'No predictions whose truth is known.'}</p>")
+        none = "No mistakes." if judged else "No predictions whose truth is known." if rows else "No predictions."
+        page.append(f"<h2>{HEADINGS['mistakes.png']}</h2><p>{none}</p>")
     cells = [[short_number(cell) for cell in row.values()] for row in history]
     page += ["<h2>All numbers</h2>", folded("History", table(list(history[0]), cells, best=best)), "</body></html>"]
     replace_files(folder, files | {"report.html": "\n".join(page).encode()})
