@@ -9,8 +9,8 @@
     python predict.py --checkpoint runs/.../best.pt --weights-only weights.pth  # the bare state_dict, to use elsewhere
     python predict.py --checkpoint runs/.../best.pt --export model.pt2          # a program, or model.onnx
 
-A picture that cannot be read is named and passed over; the exit status is then 1. One whose class or number is not known
-is predicted and not scored. Any other mistake is one line on stderr and exit status 2.
+A picture that cannot be read is named and passed over; the exit status is then 1. One whose class or number is not
+known is predicted and not scored. Any other mistake is one line on stderr and exit status 2.
 
 More: docs/prediction.md
 """

@@ -165,16 +165,16 @@ def advice(history, monitor, options=None):
 
 
 def noise_of(options):
-    """How far chance moves a share of the validation pictures: two standard errors, at most. If it is not known how many
-    there are, of 100.
+    """How far chance moves a share of the validation pictures: two standard errors, at most. If it is not known how
+    many there are, of 100.
     """
     count = re.search(r"\bval ([1-9]\d*)", str(options.get("pictures")))
     return 1 / math.sqrt(int(count[1]) if count else 100)
 
 
 def above_chance(history, options, noise):
-    """For each epoch: is validation better than chance, by more than `noise`? None where that cannot be told. Training's
-    own numbers do not tell it: BatchNorm computes them from each batch, and its running statistics may be off.
+    """For each epoch: is validation better than chance, by more than `noise`? None where that cannot be told. The
+    training's own numbers do not tell it: BatchNorm takes each batch's statistics there, and its running ones may be off.
     """
     # At chance, balanced accuracy is 1 / classes, however unequal they are: at most a half.
     chance = {name: 1 / max(2, options.get("classes") or 2) for name in ("val_balanced_accuracy", "val_accuracy")}
@@ -205,8 +205,8 @@ def overfitting(history, best, lowest, noise):
 
     best: the later one of the best epoch and that of the lowest val_loss; it lies before the last third, in which every
     val_loss is above the lowest by more than `noise` of it and by a tenth of what it had fallen, and the last is not
-    the least of them. train_loss has fallen by a quarter since, and is that far below the lowest val_loss. Augmentation,
-    MixUp and dropout only raise it: it may lie above val_loss for their sake, and then nothing is said.
+    the least of them. train_loss has fallen by a quarter since, and is that far below the lowest val_loss.
+    Augmentation, MixUp and dropout only raise it: it may lie above val_loss for their sake, and then nothing is said.
     """
     third = math.ceil(len(history) / 3)
     losses, training = ([row.get(name, math.nan) for row in history] for name in ("val_loss", "train_loss"))
@@ -220,8 +220,8 @@ def overfitting(history, best, lowest, noise):
 
 
 def still_improving(history, monitor, lowest, noise):
-    """The last epoch is the first with its score, and better than all before the last third: by more than a tenth of the
-    whole gain and more than one standard error (of a loss or an error, that share of it). Both losses agree: the
+    """The last epoch is the first with its score, and better than all before the last third: by more than a tenth of
+    the whole gain and more than one standard error (of a loss or an error, that share of it). Both losses agree: the
     lowest val_loss lies in the last third, and train_loss is lower than ever before that.
     """
     count, third = len(history), math.ceil(len(history) / 3)
@@ -237,8 +237,8 @@ def still_improving(history, monitor, lowest, noise):
 
 
 def plateau(history, monitor, lowest, options):
-    """Neither the score nor val_loss got better in the last half, and that is at least 4 epochs. With --patience, it stops
-    there by itself.
+    """Neither the score nor val_loss got better in the last half, and that is at least 4 epochs. With --patience, it
+    stops there by itself.
     """
     values = [row.get(monitor, math.nan) for row in history]
     count, gained = len(history), values.index(values[best_row(history, monitor)])
