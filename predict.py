@@ -97,7 +97,7 @@ def list_pictures(arguments, classes):
                 if key not in found or found[key].label < 0 <= label:  # a folder says what a bare name does not
                     found[key] = Found(path, given, between, label)
     if passed_over:
-        say(f"note: passed over what is no picture: {some(f'{n} {kind}' for kind, n in passed_over.most_common())}")
+        say(f"note: passed over: {some(f'{n} {kind}' for kind, n in passed_over.most_common())}")
     return list(found.values())
 
 
@@ -118,7 +118,7 @@ def what_is_not_scored(found, classes):
                      f"not scored ({some(strange)})")
     if too_high:
         lines.append(f"hint: class folders lie one lower: for scores give {some(too_high)}")
-    if too_low:
+    if len(too_low) > 1:  # who asks for a single picture expects no scores
         lines.append(f"hint: for scores give the folder that holds the class folders, not what is in {some(too_low)}")
     if deep:
         lines.append(f"note: {are(deep)} deeper in a class folder: scored as of that class ({some(deep)})")

@@ -118,7 +118,7 @@ def touch(root, *names):
      "accuracy 1.0000 on 2 pictures, balanced accuracy 1.0000 over the 1 of 2 classes that have any",
      ["note: 1 picture is in no class folder: predicted, not scored (x/1.png)"], ["cat", "cat", ""]),
     (["f/cat/1.png", "g/dog/1.png", "g/notes.txt"], ["f", "g"], "accuracy 0.5000 on 2 pictures",
-     ["note: passed over what is no picture: 1 .txt"], ["cat", "dog"]),
+     ["note: passed over: 1 .txt"], ["cat", "dog"]),
     (["f/val/cat/1.png", "f/test/dog/1.png"], ["f"], None,
      ["note: 2 pictures are in folders that are no class of the model (cat, dog): predicted, not scored (f/test, f/val)",
       "hint: class folders lie one lower: for scores give f/test, f/val"], [None, None]),
@@ -141,12 +141,13 @@ def test_what_is_scored_and_what_is_said_of_the_rest(run, unread, tmp_path, caps
 
 
 def test_a_picture_in_the_folder_of_its_class_where_the_folder_is_not_named(run, unread, tmp_path, capsys, monkeypatch):
-    touch(tmp_path, "cat/1.png")
+    touch(tmp_path, "cat/1.png", "cat/2.png")
     monkeypatch.chdir(tmp_path / "cat")
-    for given in (".", "1.png"):
-        assert scores_of(capsys, tmp_path, "--checkpoint", run / "best.pt", given)[:2] == (
+    for given in (["."], ["1.png", "2.png"]):
+        assert scores_of(capsys, tmp_path, "--checkpoint", run / "best.pt", *given)[:2] == (
             None, ["hint: for scores give the folder that holds the class folders, not what is in ."])
-    assert scores_of(capsys, tmp_path, "--checkpoint", run / "best.pt", "..")[0].startswith("accuracy 1.0000 on 1 picture")
+    assert scores_of(capsys, tmp_path, "--checkpoint", run / "best.pt", "1.png")[:2] == (None, [])
+    assert scores_of(capsys, tmp_path, "--checkpoint", run / "best.pt", "..")[0].startswith("accuracy 1.0000 on 2 pictures")
 
 
 def test_names_of_classes_are_compared_in_nfc(run, unread, tmp_path, capsys):

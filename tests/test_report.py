@@ -267,6 +267,25 @@ def test_predictions_of_val_stand_in_for_test_and_are_named(folder, blank):
     assert Page(run / "report.html").facts()["judged on"] == "test"
 
 
+def test_predictions_without_truth_are_shown_and_not_judged(folder, blank):
+    """As predict.py writes them into a run folder: the truth of some is empty, or there is no such column at all."""
+    rows = classified(("a.png", "cat", "cat", 0.9), ("b.png", "", "dog", 0.8), ("c.png", "cat", "dog", 0.7))
+    run = folder(predictions=[row | {"p_cat": 0.5, "p_x_prediction": 0.5} for row in rows])
+    report.write_report(run)
+    text = Page(run / "report.html").text
+    assert "0.5000 (1 of 2 pictures right)" in text and "1 of 3 pictures, whose class is not known" in text
+    assert "b.png" not in text and "c.png" in text
+    run = folder(predictions=[{k: v for k, v in row.items() if k != "truth"} for row in rows])
+    assert [path.name for path in report.write_report(run)] == ["curves.png", "report.html"]
+    text = Page(run / "report.html").text
+    assert "3 of 3 pictures, whose class is not known" in text and "No predictions whose truth is known." in text
+    numbers = [{"file": f"{i}.png", "price": price, "price_prediction": 2.0} for i, price in enumerate((1.0, "", 5.0))]
+    for some, said in ((numbers, "MAE 2,"), ([{k: v for k, v in row.items() if k != "price"} for row in numbers], "0 of 3")):
+        run = folder(predictions=some, monitor="val_loss")
+        report.write_report(run)
+        assert said in Page(run / "report.html").text
+
+
 def test_a_hundred_classes(monkeypatch):
     monkeypatch.setattr(report, "draw_sheet", lambda sections: None)
     names = [f"kind_{i:02d}_of_a_thing" for i in range(100)]
