@@ -161,6 +161,7 @@ def test_names_of_classes_are_compared_in_nfc(run, unread, tmp_path, capsys):
         words, said, truth = scores_of(capsys, tmp_path, "--checkpoint", tmp_path / f"{name}.pt", tmp_path / name)
         assert said == [] and "on 2 pictures" in words
         assert set(truth.values()) == {short, long} if name == "both" else {classes[name == "long"]}
+        assert [float(row["probability"]) for row in rows_of(tmp_path / "table.csv")] == pytest.approx([0.75, 0.75])
     both = ["--checkpoint", tmp_path / "short.pt", "--checkpoint", tmp_path / "long.pt", tmp_path / "short"]
     assert scores_of(capsys, tmp_path, *both)[0].startswith("accuracy 1.0000 on 2 pictures")
 
@@ -237,6 +238,7 @@ def test_labels_without_numbers(numbers, discs, tmp_path, capsys, monkeypatch, r
     if scored is None:
         assert "radius" not in written[0] and "MAE" not in captured.out
         return
+    assert f"\non the 2 pictures of {tmp_path}/x.csv" in captured.out
     for place, (name, count) in enumerate(zip(("radius", "place"), scored, strict=True)):
         known = {i: values[place] for i, values in enumerate(rows) if values and values[place] is not None}
         assert [row[name] for row in written] == [str(known.get(i, "")) for i in range(len(rows))]

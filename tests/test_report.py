@@ -532,16 +532,18 @@ TWO, FEW, MANY = {"classes": 2}, {"classes": 2, "pictures": "train 80, val 20, n
 
 @pytest.mark.parametrize("said, train_loss, val_loss, accuracy, options", [
     ("overfitting: val_loss was lowest in epoch 1 and has risen since", BY_HEART, RISING, ONCE_BETTER, {}),
-    ("", BY_HEART, RISING, [0.5, 0.6, 0.7, 0.8, 0.85, 0.9], {}),  # the accuracy still gains
+    ("", BY_HEART, RISING, [0.5, 0.7, 0.75, 0.8, 0.85, 0.9], {}),  # the accuracy still gains
     ("", BY_HEART, [1, 0.5, 0.6, 0.7, 0.9, 0.8], [0.5, 0.8, 0.7, 0.75, 0.7, 0.81], {}),  # the last is the best
     ("a plateau", BY_HEART, [1, 0.5, 0.6, 0.7, 0.9, 0.8], ONCE_BETTER, {}),  # val_loss comes back
     ("a plateau", BY_HEART, [1, 0.5, 0.52, 0.53, 0.54, 0.55], ONCE_BETTER, {}),  # a rise of a tenth, on 100 pictures
     ("overfitting", BY_HEART, [1, 0.5, 0.52, 0.53, 0.57, 0.58], ONCE_BETTER, MANY),
     ("a plateau", BY_HEART, [1, 0.5, 0.52, 0.53, 0.57, 0.58], [0.5, 0.9, 0.8, 0.8, 0.8, 0.8], FEW),  # chance, on 20
-    ("a plateau", [1, 0.5, 0.48, 0.46, 0.44, 0.42], RISING, ONCE_BETTER, {}),  # training has hardly gone on
+    ("a plateau", [10, 0.5, 0.3, 0.2, 0.15, 0.1], [10, *RISING[1:]], ONCE_BETTER, {}),  # little beside what it fell
+    ("a plateau", [1, 0.2, 0.19, 0.18, 0.18, 0.17], RISING, ONCE_BETTER, {}),  # training has hardly gone on
     ("a plateau", [1.5, 0.9, 0.7, 0.6, 0.5, 0.45], RISING, ONCE_BETTER, {}),  # augmented: it may not know them by heart
     ("", [0.9, 0.71, 0.69, 0.69, 0.69, 0.68], [0.7, 0.69, 1, 1.5, 2, 3], [0.5] * 6, {}),  # at chance on its own pictures
     ("", [0.7, 0.4, 0.2, 0.1, 0.05, 0.02], [0.7, 0.69, 1, 1.5, 2, 3], [0.5, 0.55, 0.5, 0.5, 0.5, 0.5], TWO),  # BatchNorm
+    ("", [0.7, 0.4, 0.2, 0.1, 0.05, 0.02], [0.7, 0.69, 1, 1.5, 2, 3], [0.5, 0.55, 0.5, 0.7, 0.5, 0.5], TWO),  # and luck
     ("", [3, 1.5, 1, 0.5, 0.2, 0.1], [2.3, 1.6, 1.8, 2, 2.2, 2.4], [0.2, 0.45, 0.4, 0.4, 0.4, 0.4], {}),  # of how many?
     ("overfitting", [3, 1.5, 1, 0.5, 0.2, 0.1], [2.3, 1.6, 1.8, 2, 2.2, 2.4], [0.2, 0.45, 0.4, 0.4, 0.4, 0.4], {"classes": 10}),
     ("", BY_HEART[:3], RISING[:3], ONCE_BETTER[:3], {}),  # three epochs are no trend
@@ -563,6 +565,7 @@ TWO, FEW, MANY = {"classes": 2}, {"classes": 2, "pictures": "train 80, val 20, n
     ("", FALLING, FALLING, [0.5, 0.6, 0.85, 0.8, 0.94], FEW),  # 2 of 20 pictures
     ("", FALLING, FALLING, [0.5, 0.6, 0.9, 0.8, 0.9], MANY),  # no better than before
     ("", FALLING, FALLING, [0.5, 0.85, 0.9, 0.9, 0.93], MANY),  # less than a tenth of the whole gain
+    ("", FALLING[:3], FALLING[:3], RISEN[:3], {}),
     ("", FALLING, [1, 0.5, 0.4, 0.6, 0.7], RISEN, {}),  # val_loss does not agree
     ("", [1, 0.8, 0.6, 0.6, 0.65], FALLING, RISEN, {}),  # nor train_loss here
     ("", FALLING, FALLING, [0.4, 0.42, 0.44, 0.5, 0.58], TWO),  # at chance
@@ -572,6 +575,7 @@ TWO, FEW, MANY = {"classes": 2}, {"classes": 2, "pictures": "train 80, val 20, n
     ("", BY_HEART, LEVEL, STAYED, {"patience": 4}),  # it stops by itself
     ("", BY_HEART, [1, 0.5, 0.51, 0.49, 0.48, 0.47], STAYED, {}),  # val_loss still falls
     ("", BY_HEART[:5], LEVEL[:5], STAYED[:5], {}),  # three epochs
+    ("", [0.4] * 10, [0.4] * 5 + [0.3] + [0.4] * 4, [0.7] * 5 + [0.8] + [0.7] * 4, {}),  # less than half of them
     ("", BY_HEART, LEVEL, [0.5, 0.52, 0.5, 0.5, 0.5, 0.5], TWO),  # at chance
     ("", [math.nan] * 5, [math.nan] * 5, [math.nan] * 5, TWO),
 ])
@@ -593,6 +597,7 @@ def test_advice(said, train_loss, val_loss, accuracy, options):
     ("", [0.5, 0.48, 0.49, 0.48], [0.5] * 4, [-0.1, -0.02, 0.3, -0.5]),
     ("", [0.5, 0.48, 0.49, 0.48], [0.5] * 4, [math.nan] * 4),
     ("val_r2 was still improving", FALLING, FALLING, RISEN),
+    ("val_r2 was still improving", FALLING, [0.1 * loss for loss in FALLING], RISEN),  # a loss is small or not by itself
     ("a plateau", BY_HEART, LEVEL, STAYED),
 ])
 def test_advice_on_numbers(said, train_loss, val_loss, r2):
