@@ -66,11 +66,6 @@ def nfc(name):
     return unicodedata.normalize("NFC", name)
 
 
-def places_of(classes):
-    """{name of a class, as it is and in NFC: its place}"""
-    return {nfc(name): place for place, name in enumerate(classes)} | {name: i for i, name in enumerate(classes)}
-
-
 # A picture; the folder that was given and in which it was found (None: its own name was given), the names of the
 # folders between, and the place of its class, or -1.
 Found = namedtuple("Found", "path given between label")
@@ -80,7 +75,8 @@ def list_pictures(arguments, classes):
     """[Found]: what files, folders and globs stand for, in the order given, no file twice. The class is that which the
     first folder below the given one is named after: given `test`, `test/cat/1.jpg` is a cat. Raises data.DataError.
     """
-    place, found, passed_over = places_of(classes), {}, Counter()
+    place = {nfc(name): label for label, name in enumerate(classes)}
+    found, passed_over = {}, Counter()
     for argument in arguments:
         matches = [argument] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True))
         if not matches:
@@ -92,7 +88,7 @@ def list_pictures(arguments, classes):
                 raise data.DataError(f"{match} holds no pictures")
             for path in inside:
                 between = Path(path).relative_to(given).parts[:-1] if given else ()
-                label = place.get(between[0], place.get(nfc(between[0]), -1)) if between else -1
+                label = place.get(nfc(between[0]), -1) if between else -1
                 key = os.path.abspath(path)
                 if key not in found or found[key].label < 0 <= label:  # a folder says what a bare name does not
                     found[key] = Found(path, given, between, label)
@@ -224,8 +220,8 @@ def class_rows(args, states, outputs, good, found):
     `found` that could be read.
     """
     classes = states[0]["classes"]
-    own = [places_of(state["classes"]) for state in states]  # maybe in another order
-    places = [[place.get(name, place[nfc(name)]) for name in classes] for place in own]
+    own = [list(map(nfc, state["classes"])) for state in states]  # maybe in another order
+    places = [[names.index(nfc(name)) for name in classes] for names in own]
     probabilities = torch.stack([logits.softmax(1)[:, p] for logits, p in zip(outputs, places, strict=True)]).mean(0)
     labels = torch.tensor([one.label for one in found])
     truth = labels[good] if (labels >= 0).any() else None
