@@ -78,8 +78,8 @@ class Run:
 
     parts: {name: anything with state_dict() and load_state_dict()}. progress: a Progress. meter: what holds the sums of
     a running epoch, if any: a metrics.Meter. about: plain values and tensors that never change; "script" (a name
-    without .py), "options" (a dict, written into args.json) and "loss" (its name, which has to stay) are used here, if
-    they are there.
+    without .py), "options" (a dict, written into args.json; there with the number of "classes" and, as "pictures", the
+    words of "data") and "loss" (its name, which has to stay) are used here, if they are there.
 
     Of several processes (torch.distributed) all have to make one and to call its methods; the first alone reads and
     writes the folder, and the random numbers and sums of each are saved. While it lives, no other run may write there.
@@ -95,7 +95,9 @@ class Run:
         self.schedules = [part for part in parts.values() if isinstance(part, torch.optim.lr_scheduler.LRScheduler)]
         self._check_schedules()
         if self.is_first:
-            self._lock = start_folder(self.folder, self.options or {"torch": str(torch.__version__)})
+            found = {"classes": len(self.about["classes"])} if "classes" in self.about else {}
+            found |= {"pictures": str(self.about["data"])} if "data" in self.about else {}
+            self._lock = start_folder(self.folder, (self.options or {"torch": str(torch.__version__)}) | found)
 
     def save(self, best=False, name="last.pt", keep_every=0):
         """Write last.pt, and the same file as best.pt if it is the best so far: see `save`. At the end of an epoch

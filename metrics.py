@@ -36,13 +36,20 @@ def precision_recall_f1(confusion):
 def scores(confusion):
     """{"accuracy", "balanced_accuracy", "macro_f1"}: fractions of 1. In the last two a rare class counts as much as a
     frequent one: balanced accuracy is the plain mean of the recall of the classes that occur in the truth (Brodersen et
-    al., "The Balanced Accuracy and Its Posterior Distribution", 2010), macro F1 that of the F1 of all classes.
+    al., "The Balanced Accuracy and Its Posterior Distribution", 2010), macro F1 that of the F1 of the classes that occur
+    in the truth or in the predictions, as scikit-learn has it. (A validation split may lack classes.)
     """
     _, recall, f1 = precision_recall_f1(confusion)
     accuracy = confusion.diagonal().sum().item() / max(1, confusion.sum().item())
     occurring = (confusion.sum(1) > 0).sum().item()
     return {"accuracy": accuracy, "balanced_accuracy": recall.sum().item() / max(1, occurring),
-            "macro_f1": f1.mean().item()}
+            "macro_f1": f1[_occurring(confusion)].mean().item()}
+
+
+def _occurring(confusion):
+    """Which classes occur in the truth or in the predictions, bool (C,); all, if none does."""
+    occurring = (confusion.sum(0) + confusion.sum(1)).cpu() > 0
+    return occurring | ~occurring.any()
 
 
 def top_k_accuracy(outputs, labels, k):
@@ -66,21 +73,29 @@ def correct(outputs, target):
     return outputs.detach().argmax(1) == labels
 
 
-def prediction_rows(files, probabilities, classes, labels=None, top_k=1):
+def prediction_rows(files, probabilities, classes, labels=None, top_k=1, all_probabilities=False):
     """[{"file", "truth" (given `labels`), "prediction", "probability", then "prediction_2", "probability_2" and so on up
-    to `top_k`}, ...] for a CSV; of equally probable classes the first.
+    to `top_k`, then of `all_probabilities` "p_cat" and so on, in the order of the classes}, ...] for a CSV; of equally
+    probable classes the first.
 
-    probabilities: (N, C). classes: their names. labels: int64 (N,).
+    probabilities: (N, C). classes: their names. labels: int64 (N,), -1 where the truth is not known: an empty cell.
     """
     values, guesses = (found[:, :top_k].tolist() for found in probabilities.sort(dim=1, descending=True, stable=True))
-    rows = [{"file": file} for file in files]
+    rows, columns = [{"file": file} for file in files], probability_columns(classes)
     for i, row in enumerate(rows):
         if labels is not None:
-            row["truth"] = classes[labels[i]]
+            row["truth"] = classes[labels[i]] if labels[i] >= 0 else ""
         for k, (value, guess) in enumerate(zip(values[i], guesses[i], strict=True), start=1):
             nth = f"_{k}" if k > 1 else ""
             row |= {f"prediction{nth}": classes[guess], f"probability{nth}": value}
+        if all_probabilities:
+            row |= zip(columns, probabilities[i].tolist(), strict=True)
     return rows
+
+
+def probability_columns(classes):
+    """Their names in `prediction_rows`: none is that of another column there, whatever the classes are called."""
+    return [f"p_{name}" for name in classes]
 
 
 def mean_cost(confusion, costs):
@@ -128,16 +143,22 @@ def class_scores(outputs, labels, costs=None):
 
 
 def report(confusion, classes, most=20):
-    """A table of precision, recall, F1 and support per class, then the confusion matrix (rows: truth); with more than
-    `most` classes, the most frequent confusions instead.
+    """A table of precision, recall, F1 and support per class, with the mean over those that occur in the truth or in the
+    predictions, then the confusion matrix (rows: truth); with more than `most` classes, the most frequent confusions
+    instead.
     """
     width = max(len(c) for c in [*classes, "macro mean"])
     table = torch.stack(precision_recall_f1(confusion), dim=1)
     lines = [f"{'class':<{width}}  precision  recall      F1  images"]
-    for name, (precision, recall, f1), n in zip(classes, table.tolist(), confusion.sum(1).tolist(), strict=True):
-        lines.append(f"{name:<{width}}  {precision:9.4f}  {recall:6.4f}  {f1:6.4f}  {n:6d}")
-    precision, recall, f1 = table.mean(0).tolist()
+    there = _occurring(confusion)
+    for name, (precision, recall, f1), n, occurs in zip(classes, table.tolist(), confusion.sum(1).tolist(),
+                                                        there.tolist(), strict=True):
+        numbers = f"{precision:9.4f}  {recall:6.4f}  {f1:6.4f}" if occurs else f"{'-':>9}  {'-':>6}  {'-':>6}"
+        lines.append(f"{name:<{width}}  {numbers}  {n:6d}")
+    precision, recall, f1 = table[there].mean(0).tolist()
     lines.append(f"{'macro mean':<{width}}  {precision:9.4f}  {recall:6.4f}  {f1:6.4f}  {int(confusion.sum()):6d}")
+    if not there.all():
+        lines.append(f"note: the mean is over the {there.sum()} of {len(classes)} classes that occur here")
     if len(classes) <= most:
         cell = max(8, *(len(c) + 2 for c in classes))
         lines += ["", f"{'truth, predicted':<{max(width, 17)}}" + "".join(f"{c:>{cell}}" for c in classes)]
@@ -197,18 +218,24 @@ def score_columns(names, predictions, targets, quantiles=None):
 def regression_report(names, targets, predictions, quantiles=None):
     """For each of the T targets (`names`) a table with one line for each way to predict it.
 
-    targets: (N, T). predictions: {words: (N, T), or (T,) for the same prediction for all samples}. quantiles: (N, T,
-    Q), whose first and last are a range that a share of the targets lies in.
+    targets: (N, T), nan where a number is not known: such a sample does not count. predictions: {words: (N, T), or (T,)
+    for the same prediction for all samples}. quantiles: (N, T, Q), whose first and last are a range that a share of the
+    targets lies in. What cannot be computed, as the R2 of equal numbers, is a dash.
     """
     width = max(map(len, [*names, *predictions]))
     lines = []
     for i, name in enumerate(names):
+        known = ~targets[:, i].isnan()
+        truth = targets[known, i]
         lines.append(f"{name:<{width}}           MAE          RMSE      R2  median error")
-        for words, values in predictions.items():
-            s = regression_scores(values.expand_as(targets)[:, i], targets[:, i])
-            lines.append(f"{words:<{width}}  {s['mae']:12.6g}  {s['rmse']:12.6g}  {s['r2']:6.3f}  {s['medape']:12.1%}")
-        if quantiles is not None and quantiles.shape[-1] > 1:
-            share = coverage(quantiles[:, i, 0], quantiles[:, i, -1], targets[:, i])
+        for words, values in predictions.items() if len(truth) else ():
+            s = regression_scores(values.expand_as(targets)[known, i], truth)
+            numbers = f"{s['mae']:12.6g}  {s['rmse']:12.6g}  {s['r2']:6.3f}  {s['medape']:12.1%}"
+            lines.append(f"{words:<{width}}  {numbers.replace('nan%', '   -').replace('nan', '  -')}")
+        if len(truth) < len(targets):
+            lines.append(f"{name} is known for {len(truth)} of {len(targets)} pictures")
+        if quantiles is not None and quantiles.shape[-1] > 1 and len(truth):
+            share = coverage(quantiles[known, i, 0], quantiles[known, i, -1], truth)
             lines.append(f"{share:.1%} of {name} inside the range from the first to the last quantile")
         lines.append("")
     return "\n".join(lines[:-1])

@@ -3,20 +3,24 @@
     python predict.py --checkpoint runs/.../best.pt some.jpg a_folder/ 'more/*.png'
     python predict.py --checkpoint runs/.../best.pt a_folder/ --top-k 3 --csv predictions.csv
     python predict.py --checkpoint runs/.../best.pt cats_and_dogs/test          # subfolders are classes: scores too
+    python predict.py --checkpoint runs/.../best.pt a_folder/ --csv p.csv --all-probabilities   # a column per class
     python predict.py --checkpoint runs/.../best.pt --labels houses/labels.csv --split test   # numbers: scores too
     python predict.py --checkpoint runs/a/best.pt --checkpoint runs/b/best.pt --tta a_folder/   # the mean of four
     python predict.py --checkpoint runs/.../best.pt --weights-only weights.pth  # the bare state_dict, to use elsewhere
     python predict.py --checkpoint runs/.../best.pt --export model.pt2          # a program, or model.onnx
 
-A picture that cannot be read is named and passed over; the exit status is then 1. Any other mistake is one line on
-stderr and exit status 2.
+A picture that cannot be read is named and passed over; the exit status is then 1. One whose class or number is not
+known is predicted and not scored. Any other mistake is one line on stderr and exit status 2.
 
 More: docs/prediction.md
 """
 
 import glob
+import math
 import os
 import sys
+import unicodedata
+from collections import Counter, namedtuple
 from pathlib import Path
 
 # torch's threads wait for each other by spinning, which beside other work takes several times as long. torch reads this
@@ -43,10 +47,12 @@ def build_parser():
     add("--checkpoint", required=True, action="append", metavar="FILE",
         help="best.pt or last.pt of a training run; repeatable: probabilities (or numbers) are averaged")
     add("--tta", action="store_true", help="average over each picture and its mirror image")
-    add("--labels", metavar="CSV", help="regression: the pictures of this CSV, and scores against its numbers")
+    add("--labels", metavar="CSV", help="regression: the pictures of this CSV, and scores against its numbers, if any")
     add("--split", choices=list(data.SPLITS), help="with --labels: the rows of this split alone")
     add("--top-k", type=number(int, 1), default=1, metavar="K", help="show the K likeliest (default %(default)s)")
     add("--csv", metavar="FILE", help="write the predictions there")
+    add("--all-probabilities", action="store_true",
+        help="with --csv: the probability of every class, too, in columns p_CLASS")
     add("--weights-only", metavar="FILE", help="write the bare state_dict there; it loads into plain torchvision")
     add("--export", metavar="FILE.pt2",
         help="write a program there that PyTorch runs without any code of the network: RGB in 0..1 (N, 3, size, size) "
@@ -59,28 +65,82 @@ def build_parser():
     return parser
 
 
+def nfc(name):
+    """The name in Unicode's composed form: the same letter with an accent may be written in one character or in two."""
+    return unicodedata.normalize("NFC", name)
+
+
+# A picture; the folder that was given and in which it was found (None: its own name was given), the names of the
+# folders between, and the place of its class, or -1.
+Found = namedtuple("Found", "path given between label")
+
+
 def list_pictures(arguments, classes):
-    """[(path, label)]: what files, folders and globs stand for, in the order given, no file twice. Labels are -1; in a
-    folder whose pictures all lie below subfolders named like classes they are those. Raises data.DataError.
+    """[Found]: what files, folders and globs stand for, in the order given, no file twice. The class is that which the
+    first folder below the given one is named after: given `test`, `test/cat/1.jpg` is a cat. Raises data.DataError.
     """
-    found = {}
+    place = {nfc(name): label for label, name in enumerate(classes)}
+    found, passed_over = {}, Counter()
     for argument in arguments:
         matches = [argument] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True))
         if not matches:
             raise data.DataError(f"no such picture, folder or glob: {argument}")
         for match in matches:
-            if not os.path.isdir(match):  # a dangling link too: it is named when it is decoded
-                found.setdefault(match, -1)
-                continue
-            inside = data.list_folder(match)
+            given = match if os.path.isdir(match) else None  # a dangling link is a file: it is named when it is decoded
+            inside = data.list_folder(given, passed_over) if given else [match]
             if not inside:
                 raise data.DataError(f"{match} holds no pictures")
-            # match/cat/x.jpg -> "cat"; match/x.jpg -> "x.jpg", which is no class
-            tops = [Path(path).relative_to(match).parts[0] for path in inside]
-            labelled = set(tops) <= set(classes)
-            for path, top in zip(inside, tops, strict=True):
-                found.setdefault(path, classes.index(top) if labelled else -1)
-    return list(found.items())
+            for path in inside:
+                between = Path(path).relative_to(given).parts[:-1] if given else ()
+                label = place.get(nfc(between[0]), -1) if between else -1
+                key = os.path.abspath(path)
+                if key not in found or found[key].label < 0 <= label:  # a folder says what a bare name does not
+                    found[key] = Found(path, given, between, label)
+    if passed_over:
+        say(f"note: passed over: {some(f'{n} {kind}' for kind, n in passed_over.most_common())}")
+    return list(found.values())
+
+
+def what_is_not_scored(found, classes):
+    """Lines about the pictures (Found) without a class, if others have one or one may have been meant."""
+    names = {nfc(name) for name in classes}
+    without = [one for one in found if one.label < 0]
+    stray = [one.path for one in without if not one.between]
+    strange = [os.path.join(one.given, one.between[0]) for one in without if one.between]
+    too_high = [os.path.join(one.given, one.between[0]) for one in without if names & set(map(nfc, one.between[1:2]))]
+    too_low = [os.path.dirname(path) or "." for path in stray if nfc(Path(os.path.abspath(path)).parent.name) in names]
+    deep = [os.path.dirname(one.path) for one in found if one.label >= 0 and len(one.between) > 1]
+    lines = []
+    if stray and len(without) < len(found):
+        lines.append(f"note: {are(stray)} in no class folder: predicted, not scored ({some(stray)})")
+    if strange:
+        lines.append(f"note: {are(strange)} in folders that are no class of the model ({some(classes)}): predicted, "
+                     f"not scored ({some(strange)})")
+    if too_high:
+        lines.append(f"hint: class folders lie one lower: for scores give {some(too_high)}")
+    if len(too_low) > 1:  # who asks for a single picture expects no scores
+        lines.append(f"hint: for scores give the folder that holds the class folders, not what is in {some(too_low)}")
+    if deep:
+        lines.append(f"note: {are(deep)} deeper in a class folder: scored as of that class ({some(deep)})")
+    return lines
+
+
+def counted(number):
+    return "1 picture" if number == 1 else f"{number} pictures"
+
+
+def are(pictures):
+    return f"{counted(len(pictures))} {'is' if len(pictures) == 1 else 'are'}"
+
+
+def some(names):
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def say(line):
+    """To stderr, in one line, whatever a file's name holds."""
+    print(" ".join(line.splitlines()), file=sys.stderr)
 
 
 def write_weights(state, file):
@@ -125,7 +185,7 @@ def write_program(state, file):
 def load_checkpoints(files):
     """Their states, which must predict the same classes (in any order), or the same numbers. Raises CheckpointError."""
     states = [checkpoint.load(file, needs=checkpoint.NEEDED) for file in files]
-    answers = [sorted(state["classes"]) if "classes" in state else
+    answers = [sorted(map(nfc, state["classes"])) if "classes" in state else
                [*state["targets"], *map(str, state["quantiles"] or [])] for state in states]
     for file, state, answer in zip(files, states, answers, strict=True):
         if ("classes" in state, answer) != ("classes" in states[0], answers[0]):
@@ -158,26 +218,33 @@ def run_network(args, state, device, paths):
     return list(outputs), {place: bad[path] for place, path in enumerate(paths) if path in bad}
 
 
-def class_rows(args, states, outputs, good, listed):
-    """The predictions as rows of a table, and words about their scores (None where the truth is not known).
-    outputs: the logits (N, C) of each of `states`, of which one may be there twice.
+def class_rows(args, states, outputs, good, found):
+    """The predictions as rows of a table, and words about their scores (None where no class is known).
+    outputs: the logits (N, C) of each of `states`, of which one may be there twice. good: the places of the pictures
+    `found` that could be read.
     """
     classes = states[0]["classes"]
-    places = [[state["classes"].index(name) for name in classes] for state in states]  # maybe in another order
+    own = [list(map(nfc, state["classes"])) for state in states]  # maybe in another order
+    places = [[names.index(nfc(name)) for name in classes] for names in own]
     probabilities = torch.stack([logits.softmax(1)[:, p] for logits, p in zip(outputs, places, strict=True)]).mean(0)
-    labels = torch.tensor([label for _, label in listed])
-    labelled = bool((labels >= 0).all())
-    files = [listed[place][0] for place in good]
-    rows = metrics.prediction_rows(files, probabilities[good], classes, labels[good] if labelled else None, args.top_k)
-    if not (labelled and good):
+    labels = torch.tensor([one.label for one in found])
+    truth = labels[good] if (labels >= 0).any() else None
+    files = [found[place].path for place in good]
+    rows = metrics.prediction_rows(files, probabilities[good], classes, truth, args.top_k, args.all_probabilities)
+    scored = [place for place in good if labels[place] >= 0]
+    if not scored:
         return rows, None
-    confusion = metrics.confusion_matrix(probabilities[good].argmax(1), labels[good], len(classes))
-    accuracy = metrics.scores(confusion)["accuracy"]
-    return rows, f"accuracy {accuracy:.4f} on {len(good)} pictures\n{metrics.report(confusion, classes)}"
+    confusion = metrics.confusion_matrix(probabilities[scored].argmax(1), labels[scored], len(classes))
+    of_all, there = metrics.scores(confusion), (confusion.sum(1) > 0).sum()
+    words = f"accuracy {of_all['accuracy']:.4f} on {counted(len(scored))}"
+    if there < len(classes):
+        balanced = of_all["balanced_accuracy"]
+        words += f", balanced accuracy {balanced:.4f} over the {there} of {len(classes)} classes that have any"
+    return rows, f"{words}\n{metrics.report(confusion, classes)}"
 
 
 def number_rows(args, states, outputs, good, paths, truth):
-    """As `class_rows`, for a regression; truth: (N, targets), or None."""
+    """As `class_rows`, for a regression; truth: (N, targets), nan where a number is not known, or None."""
     state, targets, levels = states[0], states[0]["targets"], states[0]["quantiles"]
     shape = (len(good), len(targets), len(levels)) if levels else (len(good), len(targets))
     own = [tables.to_own_units(o[good].view(shape), s["scale"], levels) for s, o in zip(states, outputs, strict=True)]
@@ -185,22 +252,47 @@ def number_rows(args, states, outputs, good, paths, truth):
     quantiles = torch.stack([ranges for _, ranges in own]).mean(0) if levels else None
     truth = None if truth is None else truth[good]
     rows = tables.prediction_rows([paths[i] for i in good], targets, predictions, quantiles, levels, truth)
-    if truth is None or not good:
+    if truth is None or truth.isnan().all():
         return rows, None
     ways = {"this model": predictions} | {k: torch.tensor(v, dtype=torch.float64) for k, v in state["baseline"].items()}
     of_which = f"of {args.split}" if args.split else f"of {args.labels}, those it was trained on perhaps among them"
     report = metrics.regression_report(targets, truth, ways, quantiles)
-    return rows, f"on the {len(good)} pictures {of_which}:\n\n{report}"
+    known = int((~truth.isnan()).any(1).sum())
+    return rows, f"on the {counted(known)} {of_which}:\n\n{report}"
 
 
-def columns_of(args, state, listed, truth):
+def columns_of(args, state, found, truth):
     """The columns of what `class_rows` or `number_rows` will return."""
     if "classes" in state:
-        truth = torch.zeros(1, dtype=torch.int64) if all(label >= 0 for _, label in listed) else None
-        return list(metrics.prediction_rows([""], torch.zeros(1, len(state["classes"])), state["classes"], truth, args.top_k)[0])
+        label = torch.zeros(1, dtype=torch.int64) if any(one.label >= 0 for one in found) else None
+        zeros = torch.zeros(1, len(state["classes"]))
+        rows = metrics.prediction_rows([""], zeros, state["classes"], label, args.top_k, args.all_probabilities)
+        return list(rows[0])
     levels, zeros = state["quantiles"], torch.zeros(1, len(state["targets"]))
     quantiles = zeros[..., None].expand(-1, -1, len(levels)) if levels else None
     return list(tables.prediction_rows([""], state["targets"], zeros, quantiles, levels, truth)[0])
+
+
+def read_labels(args, targets):
+    """The pictures (Found) of the rows of --labels, and their true numbers (N, targets), nan where there is none, or
+    None where there are none at all. Raises tables.TableError.
+    """
+    rows, notes = tables.read_rows(args.labels, targets, numbers_optional=True)
+    rows = [row for row in rows if args.split in (None, row[1])]
+    if not rows:
+        raise tables.TableError(f"{args.labels} has no rows that a column split calls {args.split}")
+    # Of several numbers some may be known: a row that has none at all is None.
+    nothing = [None] * len(targets)
+    truth = torch.tensor([[math.nan if number is None else number for number in numbers or nothing]
+                          for _, _, numbers, _ in rows], dtype=torch.float64)
+    without = truth.isnan().all(1).tolist()
+    if any(without):
+        names = some([path for (path, *_), lacks in zip(rows, without, strict=True) if lacks])
+        notes.append(f"note: {sum(without)} of {len(rows)} rows of {args.labels} have no number for "
+                     f"{', '.join(targets)}: predicted, not scored ({names})")
+    for line in notes:
+        say(line)
+    return [Found(path, None, (), -1) for path, *_ in rows], None if all(without) else truth
 
 
 def predict(args):
@@ -215,34 +307,39 @@ def predict(args):
     device, truth, classes = pick_device(args.device), None, state.get("classes", [])
     if args.labels and classes:
         raise data.DataError("--labels is for regression: give a folder whose subfolders are named like the classes")
+    if args.all_probabilities and not classes:
+        raise checkpoint.CheckpointError(f"--all-probabilities is for classes, and {args.checkpoint[0]} predicts "
+                                         "numbers: leave it out")
     if args.labels:
-        found = [row for row in tables.read_rows(args.labels, state["targets"]) if args.split in (None, row[1])]
-        if not found:
-            raise tables.TableError(f"{args.labels} has no rows that a column split calls {args.split}")
-        listed, truth = [(row[0], -1) for row in found], torch.tensor([row[2] for row in found], dtype=torch.float64)
+        found, truth = read_labels(args, state["targets"])
     else:
-        listed = list_pictures(args.pictures, classes)
+        found = list_pictures(args.pictures, classes)
     if args.csv:  # now, and not after all the predicting
         if args.labels and Path(args.csv).exists() and os.path.samefile(args.csv, args.labels):
             raise tables.TableError(f"--csv {args.csv} would write over the labels: give another name")
-        checkpoint.refuse_other_files(args.csv, columns_of(args, state, listed, truth))
+        checkpoint.refuse_other_files(args.csv, columns_of(args, state, found, truth))
 
-    paths = [path for path, _ in listed]
+    for line in what_is_not_scored(found, classes) if classes else ():
+        say(line)
+    paths = [one.path for one in found]
     if moving := data.animated(paths):
-        print(f"note: the first frame is used of {', '.join(moving)}", file=sys.stderr)
+        say(f"note: the first frame is used of {', '.join(moving)}")
     answers = []  # (state, outputs): of each checkpoint, and of its mirror images
     for one in states:
         outputs, bad = run_network(args, one, device, paths)
         answers += [(one, view) for view in outputs]
     for place, reason in bad.items():
-        print(" ".join(f"cannot read {paths[place]} ({reason}): passed over".splitlines()), file=sys.stderr)
+        say(f"cannot read {paths[place]} ({reason}): passed over")
     good = [place for place in range(len(paths)) if place not in bad]
     if classes:
-        rows, words = class_rows(args, *zip(*answers, strict=True), good, listed)
+        rows, words = class_rows(args, *zip(*answers, strict=True), good, found)
     else:
         rows, words = number_rows(args, *zip(*answers, strict=True), good, paths, truth)
     if rows:
-        cells = [list(rows[0]), *([_short(value, column) for column, value in row.items()] for row in rows)]
+        # --all-probabilities are for the file: a thousand of them would fill the terminal.
+        for_the_file = set(metrics.probability_columns(classes))
+        shown = [column for column in rows[0] if column not in for_the_file]
+        cells = [shown, *([_short(row[column], column) for column in shown] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for line in cells:
             print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -250,12 +347,14 @@ def predict(args):
             checkpoint.write_csv(rows, args.csv)
     if words:
         print(f"\n{words}")
-    return 1 if len(good) < len(listed) else 0
+    return 1 if len(good) < len(found) else 0
 
 
 def _short(value, column):
     """A cell of the table."""
-    return value if isinstance(value, str) else f"{value:.4f}" if column.startswith("probability") else f"{value:.6g}"
+    if isinstance(value, str):
+        return value or "-"
+    return f"{value:.4f}" if column.startswith("probability") else f"{value:.6g}"
 
 
 def main(argv=None):
@@ -271,6 +370,8 @@ def main(argv=None):
         parser.error("give either pictures or --labels, not both")
     if args.split and not args.labels:
         parser.error("--split only has a meaning with --labels")
+    if args.all_probabilities and not args.csv:
+        parser.error("--all-probabilities writes a column for each class into --csv FILE: name one")
     with ending.tidy(checkpoint.CheckpointError, data.DataError, export.ExportError, ModelError, tables.TableError):
         sys.exit(predict(args))
 

@@ -101,20 +101,22 @@ def read_options(folder):
 
 def read_predictions(folder, prefix=""):
     """(split, rows, targets): targets are the numbers that a regression predicts, [] for a classification. Without
-    predictions, as before the end of a run: (None, [], []). prefix: "old_" for those of the old pictures.
+    predictions, as before the end of a run: (None, [], []). prefix: "old_" for those of the old pictures. predict.py
+    writes such files, too, and knows no truth of some pictures: their cells are empty, or there is no such column.
     """
     split = next((s for s in ("test", "val") if Path(folder, f"{prefix}{s}_predictions.csv").exists()), None)
     if split is None:
         return None, [], []
     path = Path(folder, f"{prefix}{split}_predictions.csv")
     names = list((read_csv(path, lambda name: False) or [{}])[0])
-    targets = [name for name in names if f"{name}_prediction" in names]
+    of_classes = {"prediction", "probability"} <= set(names)
+    targets = [] if of_classes else [n.removesuffix("_prediction") for n in names if n.endswith("_prediction")]
     pattern = "|".join(f"{re.escape(t)}(_prediction|_q[-+.0-9e]+)?" for t in targets) or "probability"
     rows = read_csv(path, lambda name: re.fullmatch(pattern, name))
-    needed = ["file"] if targets else ["file", "truth", "prediction", "probability"]
+    needed = ["file"] if targets else ["file", "prediction", "probability"]
     if not all(row.get(name, "") != "" and row[name] == row[name] for row in rows for name in needed):  # "" or nan
         raise ReportError(f"{path} lacks a {', '.join(needed)} in some row: restore it, or delete it")
-    return split, rows, targets
+    return split, [row | {name: row.get(name, math.nan) for name in targets} for row in rows], targets
 
 
 def find_picture(file, folder, options):
@@ -148,36 +150,103 @@ def best_row(history, monitor):
     return min(found)[2] if found else None
 
 
-def advice(history, monitor):
+def advice(history, monitor, options=None):
     """One line about what to try next, or ''. history: a list with a dict per epoch; monitor: the column that chose the
-    best one. The first of these rules that applies, from 4 epochs on ("the last third" is rounded up):
-
-    overfitting: neither the best epoch nor the lowest val_loss lies in the last third; there every val_loss is above
-        the lowest by 5 % and by a tenth of what it had fallen, the last is not the least of them; train_loss fell on.
-    nothing learned: no epoch is better than the first, by `monitor` (unless that is a perfect 1) and by val_loss.
-    still improving: the last epoch is the best, the lowest val_loss lies in the last third, and more than a tenth of
-        the whole gain was made there.
-    a plateau: nothing was better in the last half, and that is at least 4 epochs.
+    best one; options: those of args.json, of which "classes" (their number), "pictures" ("train 80, val 20, ...") and
+    a few more are used. The first rule that applies, from 4 epochs on; where in doubt, none.
     """
-    count, third = len(history), math.ceil(len(history) / 3)
-    best, lowest = best_row(history, monitor), best_row(history, "val_loss")
-    if count < 4 or best is None or lowest is None:
+    options, best, lowest = options or {}, best_row(history, monitor), best_row(history, "val_loss")
+    if len(history) < 4 or best is None or lowest is None:  # fewer epochs are no trend
         return ""
-    losses, values = ([row.get(name, math.nan) for row in history] for name in ("val_loss", monitor))
-    training, tail, low = [row.get("train_loss", math.nan) for row in history], losses[-third:], losses[lowest]
-    limit = low + max(0.05 * abs(low), 0.1 * (losses[0] - low))
-    past = max(best, lowest) < count - third
-    if past and min(tail) > limit and tail[-1] > min(tail) and training[-1] < training[lowest]:
+    noise = noise_of(options)
+    learned = above_chance(history, options, noise)
+    # At chance, whatever validation does is chance: it neither improves nor overfits.
+    if not (learned[best] and learned[lowest]):
+        return nothing_learned(history, options) if learned.count(False) == len(learned) else ""
+    return (overfitting(history, max(best, lowest), lowest, noise) or still_improving(history, monitor, lowest, noise)
+            or plateau(history, monitor, lowest, options))
+
+
+def noise_of(options):
+    """How far chance moves a share of the validation pictures: two standard errors, at most. If it is not known how
+    many there are, of 100.
+    """
+    count = re.search(r"\bval ([1-9]\d*)", str(options.get("pictures")))
+    return 1 / math.sqrt(int(count[1]) if count else 100)
+
+
+def above_chance(history, options, noise):
+    """For each epoch: is validation better than chance, by more than `noise`? None where that cannot be told. The
+    training's own numbers do not tell it: BatchNorm takes each batch's statistics there, and its running ones may be off.
+    """
+    # At chance, balanced accuracy is 1 / classes, however unequal they are: at most a half.
+    chance = {name: 1 / max(2, options.get("classes") or 2) for name in ("val_balanced_accuracy", "val_accuracy")}
+    chance["val_r2"] = 0.0
+    column = next((name for name in chance if name in history[0]), None)
+    values = [row.get(column, math.nan) for row in history]
+    return [value > chance[column] + noise if math.isfinite(value) else None for value in values]
+
+
+def nothing_learned(history, options):
+    """Validation is at chance, and so is the training loss: cross-entropy at ln(classes), with soft labels and class
+    weights, too; of numbers, it has not fallen. Where it did fall, the reason is another one, such as few pictures,
+    other pictures in the validation, or BatchNorm: nothing is said.
+    """
+    training, classes = [row.get("train_loss", math.nan) for row in history], options.get("classes") or 0
+    if "val_r2" in history[0]:
+        at_chance, words = min(training) > 0.9 * training[0] > 0, "val_r2 stayed near 0, what a constant gets, or below"
+    else:
+        guessing = math.log(max(1, classes))
+        comparable = options.get("loss") in (None, "cross-entropy") and options.get("class_weight_mean") != "plain"
+        at_chance = comparable and classes > 1 and min(training) > 0.95 * guessing
+        words = f"train_loss stayed near {guessing:.2f}, that of guessing, or above"
+    return f"nothing learned: {words}: try a lower --lr, or a higher one" if at_chance else ""
+
+
+def overfitting(history, best, lowest, noise):
+    """Training clearly improved over the same epochs in which validation got clearly worse.
+
+    best: the later one of the best epoch and that of the lowest val_loss; it lies before the last third, in which every
+    val_loss is above the lowest by more than `noise` of it and by a tenth of what it had fallen, and the last is not
+    the least of them. train_loss has fallen by a quarter since, and is that far below the lowest val_loss.
+    Augmentation, MixUp and dropout only raise it: it may lie above val_loss for their sake, and then nothing is said.
+    """
+    third = math.ceil(len(history) / 3)
+    losses, training = ([row.get(name, math.nan) for row in history] for name in ("val_loss", "train_loss"))
+    low, tail, last = losses[lowest], losses[-third:], training[-1]
+    worse = min(tail) > low + max(noise * abs(low), 0.1 * (losses[0] - low)) and tail[-1] > min(tail)
+    by_heart = all(last < loss - 0.25 * abs(loss) for loss in (low, training[lowest]))
+    if best < len(history) - third and worse and by_heart:
         return (f"overfitting: val_loss was lowest in epoch {history[lowest]['epoch']} and has risen since, while "
                 "train_loss fell: more pictures, more --augment or --freeze, or fewer --epochs may help")
-    if best == lowest == 0 and not (values[0] == 1 and not better_is_lower(monitor)):
-        return "nothing learned: no epoch was better than the first: try a lower --lr, or a higher one"
+    return ""
+
+
+def still_improving(history, monitor, lowest, noise):
+    """The last epoch is the first with its score, and better than all before the last third: by more than a tenth of
+    the whole gain and more than one standard error (of a loss or an error, that share of it). Both losses agree: the
+    lowest val_loss lies in the last third, and train_loss is lower than ever before that.
+    """
+    count, third = len(history), math.ceil(len(history) / 3)
+    values, training = ([row.get(name, math.nan) for row in history] for name in (monitor, "train_loss"))
     earlier = best_row(history[:-third], monitor)
-    if best == count - 1 and lowest >= count - third and earlier is not None:
-        if abs(values[best] - values[earlier]) > 0.1 * abs(values[best] - values[0]):
-            return f"{monitor} was still improving at the end: more --epochs may help"
-    idle = count - 1 - best
-    if idle >= max(4, count / 2):
+    agree = lowest >= count - third and training[-1] < min(training[:-third])
+    if values.index(values[best_row(history, monitor)]) < count - 1 or earlier is None or not agree:
+        return ""
+    gain, whole = abs(values[-1] - values[earlier]), abs(values[-1] - values[0])
+    if gain > max(0.1 * whole, noise / 2 * (abs(values[-1]) if better_is_lower(monitor) else 1)):
+        return f"{monitor} was still improving at the end: more --epochs may help"
+    return ""
+
+
+def plateau(history, monitor, lowest, options):
+    """Neither the score nor val_loss got better in the last half, and that is at least 4 epochs. With --patience, it
+    stops there by itself.
+    """
+    values = [row.get(monitor, math.nan) for row in history]
+    count, gained = len(history), values.index(values[best_row(history, monitor)])
+    idle = count - 1 - max(gained, lowest)
+    if idle >= max(4, count / 2) and not options.get("patience"):
         return f"a plateau: {monitor} was no better in the last {idle} of {count} epochs: fewer --epochs, or --patience"
     return ""
 
@@ -573,7 +642,7 @@ def write_report(folder):
     facts = [("epochs", f"{len(history)}, from {history[0]['epoch']} to {history[-1]['epoch']}")]
     if best is not None:
         facts.append(("best epoch", f"{history[best]['epoch']}, {monitor} {history[best][monitor]:.6g}"))
-    if said := advice(history, monitor):
+    if said := advice(history, monitor, options):
         facts.append(("advice", said))
 
     def find(file):
@@ -582,12 +651,17 @@ def write_report(folder):
     files, judged = {}, {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about letters that the font does not have
+        known = [row for row in rows if targets or row.get("truth")]
         if rows:
             facts.append(("judged on", split + (", which chose best.pt: expect a little less on others"
                                                 if split == "val" else "")))
-            more, judged = (judge_numbers(rows, targets, bool(options.get("log_target")), find) if targets
-                            else judge_classes(rows, find))
+        if len(known) < len(rows):
+            facts.append(("not judged", f"{len(rows) - len(known)} of {len(rows)} pictures, whose class is not known"))
+        if known:
+            more, judged = (judge_numbers(known, targets, bool(options.get("log_target")), find) if targets
+                            else judge_classes(known, find))
             facts += more
+        old_rows = [row for row in old_rows if row.get("truth")]
         if old_rows:
             right = sum(row["truth"] == row["prediction"] for row in old_rows)
             facts.append(("old pictures", f"accuracy {right / len(old_rows):.4f} on {old_split} ({right} of {len(old_rows)})"))
@@ -605,7 +679,8 @@ def write_report(folder):
     for name, (_, alt, below) in pictures.items():
         page += [f"<h2>{HEADINGS[name]}</h2>", picture_tag(files[name], alt), below]
     if "mistakes.png" not in pictures:
-        page.append(f"<h2>{HEADINGS['mistakes.png']}</h2><p>{'No mistakes.' if judged else 'No predictions.'}</p>")
+        none = "No mistakes." if judged else "No predictions whose truth is known." if rows else "No predictions."
+        page.append(f"<h2>{HEADINGS['mistakes.png']}</h2><p>{none}</p>")
     cells = [[short_number(cell) for cell in row.values()] for row in history]
     page += ["<h2>All numbers</h2>", folded("History", table(list(history[0]), cells, best=best)), "</body></html>"]
     replace_files(folder, files | {"report.html": "\n".join(page).encode()})
@@ -655,8 +730,9 @@ def sum_up(folder, history, monitor, pictures=True):
     """The last words after training: `advice`, where the files are, with a report among them if `pictures`, and how to
     predict. What hinders the report is said and does not end the script.
     """
-    lines, written = ["", *filter(None, [advice(history, monitor)])], []
+    lines, written = [""], []
     try:
+        lines += filter(None, [advice(history, monitor, read_options(folder))])
         written = write_report(folder) if pictures else []
     except ReportError as error:
         lines.append(f"note: no report: {error}")

@@ -239,13 +239,15 @@ def to_own_units(outputs, scale, quantiles=None):
 
 def prediction_rows(files, targets, predictions, quantiles=None, levels=(), truth=None):
     """[{"file", then of each target its true value (given `truth`), `<target>_prediction`, `<target>_q0.1` and so on},
-    ...] for a CSV. predictions, truth: (N, targets); quantiles: (N, targets, levels).
+    ...] for a CSV. predictions, truth: (N, targets), nan where the truth is not known: an empty cell; quantiles: (N,
+    targets, levels).
     """
     rows = []
     for i, file in enumerate(files):
         row = {"file": file}
         for t, name in enumerate(targets):
-            row |= {name: truth[i, t].item()} if truth is not None else {}
+            if truth is not None:
+                row[name] = "" if truth[i, t].isnan() else truth[i, t].item()
             row[f"{name}_prediction"] = predictions[i, t].item()
             if quantiles is not None:
                 row |= {f"{name}_q{q:g}": quantiles[i, t, k].item() for k, q in enumerate(levels)}

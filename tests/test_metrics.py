@@ -49,6 +49,24 @@ def test_prediction_rows_by_hand():
         {"file": "a", "truth": "cat", "prediction": "bee", "probability": 0.5, "prediction_2": "ant", "probability_2": 0.25,
          "prediction_3": "cat", "probability_3": 0.25}]
     assert metrics.prediction_rows([], probabilities[:0], names) == []
+    assert metrics.prediction_rows(["a", "b"], probabilities, names, torch.tensor([-1, 0]), 1, all_probabilities=True) == [
+        {"file": "a", "truth": "", "prediction": "bee", "probability": 0.5, "p_ant": 0.25, "p_bee": 0.5, "p_cat": 0.25},
+        {"file": "b", "truth": "ant", "prediction": "ant", "probability": 0.5, "p_ant": 0.5, "p_bee": 0.0, "p_cat": 0.5}]
+
+
+def test_classes_that_do_not_occur_have_no_part_in_a_mean():
+    """As if they were not among the classes: computed anew without them. One that is only predicted does occur."""
+    labels, predictions = torch.tensor([0, 0, 2, 2, 2, 2]), torch.tensor([0, 2, 2, 2, 2, 2])
+    confusion, less = metrics.confusion_matrix(predictions, labels, 4), metrics.confusion_matrix(predictions // 2, labels // 2, 2)
+    assert metrics.scores(confusion) == metrics.scores(less)
+    text, short = (metrics.report(found, names).splitlines() for found, names in ((confusion, "abcd"), (less, "ac")))
+    assert text[2].split() == ["b", "-", "-", "-", "0"] and text[4].split() == ["d", "-", "-", "-", "0"]
+    assert (text[1], text[3], text[5]) == tuple(short[1:4])
+    assert text[6] == "note: the mean is over the 2 of 4 classes that occur here" and "note" not in "".join(short)
+    found = metrics.scores(metrics.confusion_matrix(torch.tensor([0, 1]), torch.tensor([0, 0]), 3))
+    assert found == pytest.approx({"accuracy": 0.5, "balanced_accuracy": 0.5, "macro_f1": 1 / 3})
+    nothing = torch.zeros(2, 2, dtype=torch.int64)
+    assert "nan" not in f"{metrics.scores(nothing)} {metrics.report(nothing, 'ab')}"
 
 
 # Computed once with scikit-learn 1.9.1, which the tests do without:

@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import shutil
+import unicodedata
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 import data
 import predict
 import train_classifier
+import train_regressor
 from conftest import MODEL, SMALL, command_line, draw, read
 from test_model import Payload
 
@@ -69,7 +71,186 @@ def test_scores_when_the_subfolders_are_the_classes(run, pictures, capsys, tmp_p
     accuracy = sum(r["truth"] == r["prediction"] for r in mine) / 6
     assert f"accuracy {accuracy:.4f} on 6 pictures" in out and "macro mean" in out
     assert call("--checkpoint", run / "best.pt", pictures) == 0  # train/, val/ and test/ are no classes
-    assert "macro mean" not in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "macro mean" not in captured.out
+    assert f"hint: class folders lie one lower: for scores give {pictures}/test, {pictures}/train, {pictures}/val" in captured.err
+
+
+@pytest.fixture
+def unread(run, monkeypatch):
+    """Pictures are listed, scored and written, but not read: all are cats, with probability 0.75."""
+    logits = torch.tensor([0.75, 0.25]).log()
+
+    def run_network(args, state, device, paths):
+        order = [sorted(state["classes"]).index(name) for name in state["classes"]]
+        return [logits[order].repeat(len(paths), 1)], {place: "bad" for place, path in enumerate(paths) if "bad" in path}
+
+    monkeypatch.setattr(predict, "run_network", run_network)
+
+
+def scores_of(capsys, tmp_path, *argv, status=0):
+    """The line of scores, what is said, and {file below tmp_path: truth, None without such a column}."""
+    capsys.readouterr()
+    (tmp_path / "table.csv").unlink(missing_ok=True)
+    assert call(*argv, "--csv", tmp_path / "table.csv") == status
+    captured = capsys.readouterr()
+    words = [line for line in captured.out.splitlines() if line.startswith("accuracy")]
+    said = captured.err.replace(f"{tmp_path}/", "").splitlines()
+    truth = {os.path.relpath(row["file"], tmp_path): row.get("truth") for row in rows_of(tmp_path / "table.csv")}
+    return words[0] if words else None, said, truth
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+@pytest.mark.parametrize("names, given, scores, said, truth", [
+    (["f/cat/1.png", "f/dog/1.png", "f/stray.png"], ["f"], "accuracy 0.5000 on 2 pictures",
+     ["note: 1 picture is in no class folder: predicted, not scored (f/stray.png)"], ["", "cat", "dog"]),
+    (["f/cat/1.png", "f/dog/1.png", "f/horse/1.png", "f/horse/2.png", "f/Dog/1.png"], ["f"], "accuracy 0.5000 on 2 pictures",
+     ["note: 3 pictures are in folders that are no class of the model (cat, dog): predicted, not scored (f/Dog, f/horse)"],
+     ["", "cat", "dog", "", ""]),
+    (["f/cat/siam/1.png", "f/cat/2.png", "f/dog/cat/1.png"], ["f"], "accuracy 0.6667 on 3 pictures",
+     ["note: 2 pictures are deeper in a class folder: scored as of that class (f/cat/siam, f/dog/cat)"], ["cat", "cat", "dog"]),
+    (["f/cat/1.png", "f/cat/2.png", "x/1.png"], ["f", "x/*.png"],
+     "accuracy 1.0000 on 2 pictures, balanced accuracy 1.0000 over the 1 of 2 classes that have any",
+     ["note: 1 picture is in no class folder: predicted, not scored (x/1.png)"], ["cat", "cat", ""]),
+    (["f/cat/1.png", "g/dog/1.png", "g/notes.txt"], ["f", "g"], "accuracy 0.5000 on 2 pictures",
+     ["note: passed over: 1 .txt"], ["cat", "dog"]),
+    (["f/val/cat/1.png", "f/test/dog/1.png"], ["f"], None,
+     ["note: 2 pictures are in folders that are no class of the model (cat, dog): predicted, not scored (f/test, f/val)",
+      "hint: class folders lie one lower: for scores give f/test, f/val"], [None, None]),
+    (["f/cat/1.png", "f/dog/1.png"], ["f/cat", "f/dog/1.png"], None,
+     ["hint: for scores give the folder that holds the class folders, not what is in f/cat, f/dog"], [None, None]),
+    (["f/1.png", "f/2.png"], ["f"], None, [], [None, None]),
+    (["f/cat/1.png", "f/dog/1.png"], ["f/dog/1.png", "f/../f", "f/cat"], "accuracy 0.5000 on 2 pictures", [], ["dog", "cat"]),
+    (["f/cat/bad.png", "f/cat/1.png"], ["f"],
+     "accuracy 1.0000 on 1 picture, balanced accuracy 1.0000 over the 1 of 2 classes that have any",
+     ["cannot read f/cat/bad.png (bad): passed over"], ["cat"]),
+    (["f/cat/bad.png", "f/1.png"], ["f"], None,
+     ["note: 1 picture is in no class folder: predicted, not scored (f/1.png)", "cannot read f/cat/bad.png (bad): passed over"],
+     [""]),
+])
+def test_what_is_scored_and_what_is_said_of_the_rest(run, unread, tmp_path, capsys, names, given, scores, said, truth):
+    touch(tmp_path, *names)
+    found = scores_of(capsys, tmp_path, "--checkpoint", run / "best.pt", *(tmp_path / name for name in given),
+                      status=int("bad" in str(said)))
+    assert (found[0], found[1], list(found[2].values())) == (scores, said, truth)
+
+
+def test_a_picture_in_the_folder_of_its_class_where_the_folder_is_not_named(run, unread, tmp_path, capsys, monkeypatch):
+    touch(tmp_path, "cat/1.png", "cat/2.png")
+    monkeypatch.chdir(tmp_path / "cat")
+    for given in (["."], ["1.png", "2.png"]):
+        assert scores_of(capsys, tmp_path, "--checkpoint", run / "best.pt", *given)[:2] == (
+            None, ["hint: for scores give the folder that holds the class folders, not what is in ."])
+    assert scores_of(capsys, tmp_path, "--checkpoint", run / "best.pt", "1.png")[:2] == (None, [])
+    assert scores_of(capsys, tmp_path, "--checkpoint", run / "best.pt", "..")[0].startswith("accuracy 1.0000 on 2 pictures")
+
+
+def test_names_of_classes_are_compared_in_nfc(run, unread, tmp_path, capsys):
+    """In both directions, and between checkpoints."""
+    state = read(run / "best.pt")
+    short, long = "caf\u00e9", unicodedata.normalize("NFD", "caf\u00e9")
+    assert short != long
+    for name, classes in (("short", [short, "dog"]), ("long", ["dog", long])):
+        torch.save(state | {"classes": classes}, tmp_path / f"{name}.pt")
+        touch(tmp_path, f"{name}/{short}/1.png", f"{name}/{long}/2.png")
+        words, said, truth = scores_of(capsys, tmp_path, "--checkpoint", tmp_path / f"{name}.pt", tmp_path / name)
+        assert said == [] and "on 2 pictures" in words
+        assert {unicodedata.normalize("NFC", name) for name in truth.values()} == {short}
+    both = ["--checkpoint", tmp_path / "short.pt", "--checkpoint", tmp_path / "long.pt", tmp_path / "short"]
+    assert scores_of(capsys, tmp_path, *both)[0].startswith("accuracy 1.0000 on 2 pictures")
+
+
+def test_the_probability_of_every_class(run, train, pictures, tmp_path, capsys, error_of):
+    """A column each, in the order of the classes, of one checkpoint and of the mean of two, whose classes have another
+    order: the softmax of the networks' own outputs. Terminal and other columns are as without them.
+    """
+    state = read(run / "best.pt")
+    names = ["prediction", "2"]  # names of columns, as nearly as may be
+    torch.save(state | {"classes": names}, tmp_path / "a.pt")
+    model = {k: v.flip(0) * 3 if k.startswith("fc") else v for k, v in state["model"].items()}
+    torch.save(state | {"model": model, "classes": names[::-1]}, tmp_path / "b.pt")
+
+    def softmax(file, weights):
+        plain = torchvision.models.get_model(MODEL, num_classes=2).eval()
+        plain.load_state_dict(weights)
+        x = data.eval_transform(32, resize_size=37)(torchvision.transforms.v2.functional.pil_to_tensor(data.decode(file)))
+        x = torchvision.transforms.v2.functional.normalize(x / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        return plain(x[None]).softmax(1)[0]
+
+    one, two = ["--checkpoint", tmp_path / "a.pt"], ["--checkpoint", tmp_path / "a.pt", "--checkpoint", tmp_path / "b.pt"]
+    for number, (argv, top_k) in enumerate(((one, 1), (two, 2))):
+        argv = [*argv, pictures / "test/cat", "--top-k", top_k]
+        assert call(*argv, "--csv", tmp_path / f"{number}.csv", "--all-probabilities") == 0
+        shown = capsys.readouterr().out
+        rows = rows_of(tmp_path / f"{number}.csv")
+        assert list(rows[0])[-2:] == ["p_prediction", "p_2"] and "p_" not in shown
+        for row in rows:
+            found = [float(row["p_prediction"]), float(row["p_2"])]
+            expected = softmax(row["file"], state["model"])
+            if argv[:4] == two:
+                expected = (expected + softmax(row["file"], model).flip(0)) / 2
+            assert found == pytest.approx(expected.tolist(), abs=1e-4) and sum(found) == pytest.approx(1, abs=1e-6)
+            assert float(row["probability"]) == max(found) == float(row[f"p_{row['prediction']}"])
+        assert call(*argv, "--csv", tmp_path / f"{number}b.csv") == 0
+        assert capsys.readouterr().out == shown
+        less = [{k: v for k, v in row.items() if k not in ("p_prediction", "p_2")} for row in rows]
+        assert rows_of(tmp_path / f"{number}b.csv") == less
+    asked = ["--checkpoint", str(run / "best.pt"), str(pictures / "test"), "--all-probabilities"]
+    assert "into --csv FILE: name one" in error_of(predict.main, asked)
+
+
+@pytest.fixture(scope="module")
+def numbers(discs, tmp_path_factory):
+    """The checkpoint of a regression of two targets. Not to be changed by a test."""
+    output = tmp_path_factory.mktemp("numbers") / "run"
+    named = SMALL | {"data": discs, "output": output, "target": "radius,place"}
+    train_regressor.main(command_line(["--no-test"], named))
+    return output / "best.pt"
+
+
+@pytest.mark.parametrize("rows, notes, scored", [
+    ([(5.0, 30.0), (7.0, 32.0)], [], (2, 2)),
+    ([(5.0, 30.0), None, (7.0, 32.0)], ["1 of 3 rows of {file} have no number for radius, place"], (2, 2)),
+    ([(5.0, None), None, (7.0, 32.0)], ["1 of 3 rows of {file} have no number for radius, place"], (2, 1)),
+    ([None, None], ["read as it is", "2 of 2 rows of {file} have no number for radius, place"], None),
+])
+def test_labels_without_numbers(numbers, discs, tmp_path, capsys, monkeypatch, rows, notes, scored):
+    """Rows without a number are predicted; scores are of those that have one."""
+    said = ["note: read as it is"] * ("read as it is" in notes)
+    found = [(str(discs / f"test/{i}.png"), "test", values and list(values), 1.0) for i, values in enumerate(rows)]
+    monkeypatch.setattr(predict.tables, "read_rows", lambda file, targets, numbers_optional: (found, said))
+    argv = ["--checkpoint", numbers, "--labels", tmp_path / "x.csv", "--csv", tmp_path / "y.csv"]
+    assert call(*argv) == 0
+    captured = capsys.readouterr()
+    assert len(captured.err.splitlines()) == len(notes)
+    for note, line in zip(notes, captured.err.splitlines(), strict=True):
+        assert line.startswith("note: " + note.format(file=tmp_path / "x.csv"))
+        assert note == "read as it is" or f"predicted, not scored ({discs}/test/" in line
+    written = rows_of(tmp_path / "y.csv")
+    assert [row["file"] for row in written] == [file for file, *_ in found] and "nan" not in captured.out.lower()
+    assert all(float(row[f"{name}_prediction"]) for row in written for name in ("radius", "place"))
+    if scored is None:
+        assert "radius" not in written[0] and "MAE" not in captured.out
+        return
+    assert f"\non the 2 pictures of {tmp_path}/x.csv" in captured.out
+    for place, (name, count) in enumerate(zip(("radius", "place"), scored, strict=True)):
+        known = {i: values[place] for i, values in enumerate(rows) if values and values[place] is not None}
+        assert [row[name] for row in written] == [str(known.get(i, "")) for i in range(len(rows))]
+        table = captured.out[captured.out.index(f"\n{name:<15}") :].splitlines()
+        errors = [abs(float(written[i][f"{name}_prediction"]) - true) for i, true in known.items()]
+        assert float(table[2].split()[2]) == pytest.approx(sum(errors) / count, rel=1e-4)
+        assert (f"{name} is known for {count} of {len(rows)} pictures" in table[5:6]) is (count < len(rows))
+    assert "--all-probabilities is for classes" in _error(capsys, [*argv, "--all-probabilities"])
+
+
+def _error(capsys, argv):
+    assert call(*argv) == 2
+    return capsys.readouterr().err
 
 
 def test_an_unreadable_picture_is_named_and_the_rest_predicted(run, pictures, tmp_path, capsys):

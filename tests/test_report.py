@@ -267,6 +267,25 @@ def test_predictions_of_val_stand_in_for_test_and_are_named(folder, blank):
     assert Page(run / "report.html").facts()["judged on"] == "test"
 
 
+def test_predictions_without_truth_are_shown_and_not_judged(folder, blank):
+    """As predict.py writes them into a run folder: the truth of some is empty, or there is no such column at all."""
+    rows = classified(("a.png", "cat", "cat", 0.9), ("b.png", "", "dog", 0.8), ("c.png", "cat", "dog", 0.7))
+    run = folder(predictions=[row | {"p_cat": 0.5, "p_x_prediction": 0.5} for row in rows])
+    report.write_report(run)
+    text = Page(run / "report.html").text
+    assert "0.5000 (1 of 2 pictures right)" in text and "1 of 3 pictures, whose class is not known" in text
+    assert "b.png" not in text and "c.png" in text
+    run = folder(predictions=[{k: v for k, v in row.items() if k != "truth"} for row in rows])
+    assert [path.name for path in report.write_report(run)] == ["curves.png", "report.html"]
+    text = Page(run / "report.html").text
+    assert "3 of 3 pictures, whose class is not known" in text and "No predictions whose truth is known." in text
+    numbers = [{"file": f"{i}.png", "price": price, "price_prediction": 2.0} for i, price in enumerate((1.0, "", 5.0))]
+    for some, said in ((numbers, "MAE 2,"), ([{k: v for k, v in row.items() if k != "price"} for row in numbers], "0 of 3")):
+        run = folder(predictions=some, monitor="val_loss")
+        report.write_report(run)
+        assert said in Page(run / "report.html").text
+
+
 def test_a_hundred_classes(monkeypatch):
     monkeypatch.setattr(report, "draw_sheet", lambda sections: None)
     names = [f"kind_{i:02d}_of_a_thing" for i in range(100)]
@@ -498,26 +517,110 @@ def test_pictures_are_found_again(tmp_path, monkeypatch):
 # ---- advice
 
 
-@pytest.mark.parametrize("losses, accuracies, said", [
-    ([1, 0.5, 0.6, 0.7, 0.8, 0.9], [0.5, 0.8, 0.7, 0.7, 0.7, 0.7], "overfitting: val_loss was lowest in epoch 1"),
-    ([1, 0.5, 0.6, 0.7, 0.8, 0.9], [0.5, 0.6, 0.7, 0.8, 0.85, 0.9], ""),  # the accuracy still gains
-    ([1, 0.5, 0.51, 0.5, 0.51, 0.51], [0.5, 0.8, 0.7, 0.7, 0.7, 0.7], "a plateau: val_accuracy was no better in "
-                                                                      "the last 4 of 6 epochs"),
-    ([0.7] * 5, [0.5] * 5, "nothing learned"),
-    ([0.1] * 5, [1] * 5, "a plateau"),
-    ([1, 0.8, 0.6, 0.5, 0.4], [0.5, 0.6, 0.7, 0.8, 0.9], "val_accuracy was still improving"),
-    ([1, 0.5, 0.4, 0.4, 0.4, 0.39], [0.5, 0.8, 0.9, 0.9, 0.9, 0.901], ""),
-    ([1, 0.8, 0.6], [0.5, 0.6, 0.7], ""),
-    ([math.nan] * 5, [math.nan] * 5, ""),
+def history_of(train_loss, val_loss, **columns):
+    columns |= {"train_loss": train_loss, "val_loss": val_loss}
+    return [{"epoch": e} | {name: values[e] for name, values in columns.items()} for e in range(len(val_loss))]
+
+
+# Made for each rule: what the next rows change is the only reason for their other answer.
+BY_HEART, RISING, ONCE_BETTER = [1, 0.5, 0.3, 0.2, 0.15, 0.1], [1, 0.5, 0.6, 0.7, 0.8, 0.9], [0.5, 0.8, 0.7, 0.7, 0.7, 0.7]
+CHANCE, FLAT, HALF = [0.9, 0.71, 0.69, 0.7, 0.69], [0.7, 0.69, 0.7, 0.7, 0.7], [0.5, 0.52, 0.5, 0.48, 0.5]
+FALLING, RISEN = [1, 0.8, 0.6, 0.5, 0.4], [0.5, 0.6, 0.7, 0.8, 0.9]
+LEVEL, STAYED = [1, 0.5, 0.51, 0.5, 0.51, 0.51], [0.5, 0.8, 0.7, 0.7, 0.7, 0.7]
+TWO, FEW, MANY = {"classes": 2}, {"classes": 2, "pictures": "train 80, val 20, names 0"}, {"pictures": "train 80, val 10000"}
+
+
+@pytest.mark.parametrize("said, train_loss, val_loss, accuracy, options", [
+    ("overfitting: val_loss was lowest in epoch 1 and has risen since", BY_HEART, RISING, ONCE_BETTER, {}),
+    ("", BY_HEART, RISING, [0.5, 0.7, 0.75, 0.8, 0.85, 0.9], {}),  # the accuracy still gains
+    ("", BY_HEART, [1, 0.5, 0.6, 0.7, 0.9, 0.8], [0.5, 0.8, 0.7, 0.75, 0.7, 0.81], {}),  # the last is the best
+    ("a plateau", BY_HEART, [1, 0.5, 0.6, 0.7, 0.9, 0.8], ONCE_BETTER, {}),  # val_loss comes back
+    ("a plateau", BY_HEART, [1, 0.5, 0.52, 0.53, 0.54, 0.55], ONCE_BETTER, {}),  # a rise of a tenth, on 100 pictures
+    ("overfitting", BY_HEART, [1, 0.5, 0.52, 0.53, 0.57, 0.58], ONCE_BETTER, MANY),
+    ("a plateau", BY_HEART, [1, 0.5, 0.52, 0.53, 0.57, 0.58], [0.5, 0.9, 0.8, 0.8, 0.8, 0.8], FEW),  # chance, on 20
+    ("a plateau", [10, 0.5, 0.3, 0.2, 0.15, 0.1], [10, *RISING[1:]], ONCE_BETTER, {}),  # little beside what it fell
+    ("a plateau", [1, 0.2, 0.19, 0.18, 0.18, 0.17], RISING, ONCE_BETTER, {}),  # training has hardly gone on
+    ("a plateau", [1.5, 0.9, 0.7, 0.6, 0.5, 0.45], RISING, ONCE_BETTER, {}),  # augmented: it may not know them by heart
+    ("", [0.9, 0.71, 0.69, 0.69, 0.69, 0.68], [0.7, 0.69, 1, 1.5, 2, 3], [0.5] * 6, {}),  # at chance on its own pictures
+    ("", [0.7, 0.4, 0.2, 0.1, 0.05, 0.02], [0.7, 0.69, 1, 1.5, 2, 3], [0.5, 0.55, 0.5, 0.5, 0.5, 0.5], TWO),  # BatchNorm
+    ("", [0.7, 0.4, 0.2, 0.1, 0.05, 0.02], [0.7, 0.69, 1, 1.5, 2, 3], [0.5, 0.55, 0.5, 0.7, 0.5, 0.5], TWO),  # and luck
+    ("", [3, 1.5, 1, 0.5, 0.2, 0.1], [2.3, 1.6, 1.8, 2, 2.2, 2.4], [0.2, 0.45, 0.4, 0.4, 0.4, 0.4], {}),  # of how many?
+    ("overfitting", [3, 1.5, 1, 0.5, 0.2, 0.1], [2.3, 1.6, 1.8, 2, 2.2, 2.4], [0.2, 0.45, 0.4, 0.4, 0.4, 0.4], {"classes": 10}),
+    ("", BY_HEART[:3], RISING[:3], ONCE_BETTER[:3], {}),  # three epochs are no trend
+
+    ("nothing learned: train_loss stayed near 0.69, that of guessing", CHANCE, FLAT, HALF, TWO),
+    ("nothing learned: train_loss stayed near 2.30", [2.4, 2.31, 2.3, 2.29], [2.3] * 4, [0.1, 0.12, 0.1, 0.1], {"classes": 10}),
+    ("nothing learned", CHANCE, FLAT, [0.5, 0.6, 0.55, 0.5, 0.65], FEW),  # on 20 pictures that is chance
+    ("", CHANCE, FLAT, [0.5, 0.6, 0.55, 0.5, 0.65], MANY | TWO),  # on 10000 it is not
+    ("", CHANCE, FLAT, HALF, {}),  # chance is not known
+    ("", [0.9, 0.7, 0.65, 0.6, 0.55], FLAT, HALF, TWO),  # training has begun
+    ("", CHANCE, FLAT, HALF, TWO | {"loss": "focal"}),  # its chance is another
+    ("", CHANCE, FLAT, HALF, TWO | {"class_weight_mean": "plain"}),
+    ("nothing learned", CHANCE, FLAT, HALF, TWO | {"loss": "cross-entropy", "class_weight_mean": "weighted", "mixup": 0.2}),
+    ("", [0.1, 0.05, 0.05, 0.05], [0.1, 0.11, 0.12, 0.11], [0.97, 0.96, 0.97, 0.96], TWO),  # all learned in one epoch
+
+    ("val_accuracy was still improving", FALLING, FALLING, RISEN, {}),
+    ("", FALLING, FALLING, [0.5, 0.6, 0.7, 0.73, 0.74], {}),  # on 100 pictures that may be chance
+    ("val_accuracy was still improving", FALLING, FALLING, [0.5, 0.6, 0.7, 0.73, 0.74], MANY),
+    ("", FALLING, FALLING, [0.5, 0.6, 0.85, 0.8, 0.94], FEW),  # 2 of 20 pictures
+    ("", FALLING, FALLING, [0.5, 0.6, 0.9, 0.8, 0.9], MANY),  # no better than before
+    ("", FALLING, FALLING, [0.5, 0.85, 0.9, 0.9, 0.93], MANY),  # less than a tenth of the whole gain
+    ("", FALLING[:3], FALLING[:3], RISEN[:3], {}),
+    ("", FALLING, [1, 0.5, 0.4, 0.6, 0.7], RISEN, {}),  # val_loss does not agree
+    ("", [1, 0.8, 0.6, 0.6, 0.65], FALLING, RISEN, {}),  # nor train_loss here
+    ("", FALLING, FALLING, [0.4, 0.42, 0.44, 0.5, 0.58], TWO),  # at chance
+
+    ("a plateau: val_accuracy was no better in the last 4 of 6 epochs", BY_HEART, LEVEL, STAYED, {}),
+    ("a plateau", [0.1] * 5, [0.1] * 5, [1] * 5, {}),
+    ("", BY_HEART, LEVEL, STAYED, {"patience": 4}),  # it stops by itself
+    ("", BY_HEART, [1, 0.5, 0.51, 0.49, 0.48, 0.47], STAYED, {}),  # val_loss still falls
+    ("", BY_HEART[:5], LEVEL[:5], STAYED[:5], {}),  # three epochs
+    ("", [0.4] * 10, [0.4] * 5 + [0.3] + [0.4] * 4, [0.7] * 5 + [0.8] + [0.7] * 4, {}),  # less than half of them
+    ("", BY_HEART, LEVEL, [0.5, 0.52, 0.5, 0.5, 0.5, 0.5], TWO),  # at chance
+    ("", [math.nan] * 5, [math.nan] * 5, [math.nan] * 5, TWO),
 ])
-def test_advice(losses, accuracies, said):
-    history = [{"epoch": e, "train_loss": 1 / (e + 1), "val_loss": loss, "val_accuracy": accuracy}
-               for e, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True))]
-    found = report.advice(history, "val_accuracy")
+def test_advice(said, train_loss, val_loss, accuracy, options):
+    history = history_of(train_loss, val_loss, val_accuracy=accuracy)
+    found = report.advice(history, "val_accuracy", options)
     assert found.startswith(said) and bool(found) == bool(said) and "\n" not in found
-    assert report.advice(history, "val_nothing") == ""
-    flat = [row | {"train_loss": 1} for row in history]
-    assert not report.advice(flat, "val_accuracy").startswith("overfitting")
+    assert report.advice(history, "val_nothing", options) == ""
+    # the same by balanced accuracy, which alone counts where there is one: that of a majority is no skill
+    majority = history_of(train_loss, val_loss, val_balanced_accuracy=accuracy, val_accuracy=[0.9] * len(accuracy))
+    assert report.advice(majority, "val_balanced_accuracy", options) == found.replace("val_a", "val_balanced_a")
+
+
+@pytest.mark.parametrize("said, train_loss, val_loss, r2", [
+    ("overfitting", BY_HEART, RISING, [0, 0.5, 0.4, 0.3, 0.2, 0.1]),
+    ("", BY_HEART, RISING, [-1, 0.05, -0.4, -0.3, -0.2, -0.1]),  # by heart from the start
+    ("nothing learned: val_r2 stayed near 0", [0.5, 0.48, 0.49, 0.48], [0.5] * 4, [-0.1, -0.02, 0.01, -0.5]),
+    ("", [0.5, 0.4, 0.3, 0.2], [0.5] * 4, [-0.1, -0.02, 0.01, -0.5]),  # training has begun
+    ("", [0.5, 0.48, 0.49, 0.48], [0.5] * 4, [-0.1, -0.02, 0.3, -0.5]),
+    ("", [0.5, 0.48, 0.49, 0.48], [0.5] * 4, [math.nan] * 4),
+    ("val_r2 was still improving", FALLING, FALLING, RISEN),
+    ("val_r2 was still improving", FALLING, [0.1 * loss for loss in FALLING], RISEN),  # a loss is small or not by itself
+    ("a plateau", BY_HEART, LEVEL, STAYED),
+])
+def test_advice_on_numbers(said, train_loss, val_loss, r2):
+    history = history_of(train_loss, val_loss, val_r2=r2)
+    found = report.advice(history, "val_r2")
+    assert found.startswith(said) and bool(found) == bool(said)
+    if not said.startswith("a plateau"):  # by the loss, the same
+        assert report.advice(history, "val_loss") == found.replace("val_r2 was", "val_loss was")
+
+
+def test_a_run_gives_its_advice_what_it_has_to_know(folder, train, regress, monkeypatch):
+    """The number of classes and of validation pictures, by way of args.json, at the end of a run and on its page."""
+    history = history_of(CHANCE, FLAT, val_accuracy=HALF)
+    for options, said in (({"classes": 2}, True), ({}, False)):
+        run = folder(history, **options)
+        assert ("nothing learned" in report.sum_up(run, history, "val_accuracy", False)) is said
+        report.write_report(run)
+        assert ("nothing learned" in Page(run / "report.html").text) is said
+    options = json.loads((train() / "args.json").read_text())
+    assert options["classes"] == 2 and options["pictures"].startswith("train 20, val 8, ")
+    assert report.noise_of(options) == 1 / math.sqrt(8)
+    options = json.loads((regress() / "args.json").read_text())
+    assert "classes" not in options and options["pictures"].startswith("train 20, val 8, ")
 
 
 def test_best_row_knows_what_is_better_and_who_wins_a_tie():
