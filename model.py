@@ -214,10 +214,10 @@ def _kind_of_zip(path):
     files = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in files:
         return f"a program of TorchScript: {_converted_by(_CONVERT_SCRIPT, path)}"
-    if "data.pkl" in files:
-        return "torch"
     if "archive_format" in files:
         return "a program that torch.export wrote: give the checkpoint that it was made from, such as best.pt"
+    if "data.pkl" in files:
+        return "torch"
     if "model.weights.h5" in files:
         return f"a model of Keras: {_OTHER}"
     if all(name.endswith(".npy") for name in files):
@@ -287,7 +287,7 @@ def choose_weights(holder, file, key=""):
     if not found:
         keys = _some([str(k) for k in holder]) if isinstance(holder, dict) else f"a {type(holder).__name__}"
         raise ModelError(f"{file} holds no weights, no dict of tensors under any key; it holds {keys or 'nothing'}")
-    there_are = ", ".join(f"{path} ({_count(held)})" if path else _beginnings(held) for path, held in found.items())
+    there_are = ", ".join(f"{path or 'bare weights'} ({len(held)} tensors)" for path, held in found.items())
     chosen = [(path, "") for path in found]
     if key:
         under = [(path, f"{rest}.") for path, held in found.items() for rest in {key, key.removeprefix(f"{path}.")}
@@ -295,7 +295,9 @@ def choose_weights(holder, file, key=""):
         chosen = ([(path, "") for path in found if path == key]
                   or [(path, "") for path in found if path.startswith(f"{key}.")] or under)
     if not chosen:
-        raise ModelError(f"{file} holds no weights under '{key}': there are {there_are}")
+        names = list(next(iter(found.values())))
+        raise ModelError(f"{file} holds no weights under '{key}': there are {there_are}, with names such as "
+                         f"{names[0]} and {names[-1]}")
     if len(chosen) > 1:
         raise ModelError(f"{file} holds several sets of weights, {there_are}: choose one, --weights "
                          f"{shlex.quote(f'{file}::{chosen[0][0]}')}")
@@ -308,16 +310,6 @@ def choose_weights(holder, file, key=""):
     others = [str(k) for k, v in found[path].items() if not (isinstance(k, str) and isinstance(v, torch.Tensor))]
     source = f"{file}::{key or path}" if key or path else file
     return state_dict, f"{source} without {_some(others)}" if others else source
-
-
-def _count(state_dict):
-    return f"{sum(isinstance(v, torch.Tensor) for v in state_dict.values())} tensors"
-
-
-def _beginnings(state_dict):
-    """What the names begin with, and how many do."""
-    counts = Counter(str(name).partition(".")[0] for name in state_dict)
-    return _some([f"{start} ({count} tensors)" for start, count in counts.items()])
 
 
 def _renamed(state_dict, new_name):
@@ -534,16 +526,16 @@ def load_weights(model, state_dict, head, same_outputs=True):
     keys = [k for k in own if k.startswith(f"{head}.")]
     body = {k: v.shape for k, v in own.items() if k not in keys and not k.startswith(_AUXILIARY)
             and not k.endswith("num_batches_tracked")}
-    given = state_dict
-    state_dict, said_of_names, beside = _match_names(model, given, body)
+    state_dict, said_of_names, beside = _match_names(model, state_dict, body)
     # A state_dict carries the versions of its layers; one that was copied into a plain dict has lost them.
     metadata = {"": {"version": model._version}} | getattr(state_dict, "_metadata", {})
     if isinstance(model, torchvision.models.VisionTransformer):
         state_dict = _fit_position_embedding(model, state_dict)
     state_dict = _fit_to_timm(model, state_dict, head)
-    beside += [k for k in state_dict if k not in own and _is_beside(k, own)]
-    state_dict = OrderedDict((k, v) for k, v in state_dict.items() if k not in beside)
+    beside += [k for k, v in state_dict.items() if k not in own and _is_beside(k, v, own)]
+    given = OrderedDict((k, v) for k, v in state_dict.items() if k not in beside)
 
+    state_dict = given.copy()
     in_file = {k: state_dict.pop(k) for k in list(state_dict) if k.startswith(f"{head}.")}
     keep, said = _fit_head(head, in_file, {k: own[k] for k in keys}, same_outputs)
     state_dict |= in_file if keep else {k: own[k] for k in keys}
@@ -571,8 +563,8 @@ def load_weights(model, state_dict, head, same_outputs=True):
                 (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)) if found]
     if problems:
         made_with = _network_of(given)
-        way_out = (f"they are those of a {made_with}: give --model {made_with}" if made_with
-                   else "is --model the network they were made with?")
+        way_out = (f"they have as many parameters as a {made_with}: give --model {made_with}"
+                   if made_with not in ("", _network_of(own)) else "is --model the network they were made with?")
         raise ModelError(f"the weights do not fit this {type(model).__name__}: {len(fits & body.keys())} of its "
                          f"{len(body)} tensors before the head are there; {'; '.join(problems)}; {way_out}")
     return "; ".join([*said_of_names, said, *([f"left out: {_some(beside)}"] if beside else [])])
@@ -591,51 +583,49 @@ def _match_names(model, state_dict, body):
         old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
         state_dict = _renamed(state_dict, lambda name: old.sub(r"\1\2", name))
     wrappers = _WRAPPERS - {part for name in body for part in name.split(".")}
-    taken_off = sorted({part for name in state_dict for part in name.split(".") if part in wrappers})
+    in_file = list(state_dict)
+    taken_off = sorted({part for name in in_file for part in name.split(".") if part in wrappers})
 
     def unwrapped(name):
         return ".".join(part for part in name.split(".") if part not in wrappers)
 
-    raw = list(state_dict)
-    if len({unwrapped(name) for name in raw}) == len(raw):  # else there is a name with and without
+    if len({unwrapped(name) for name in in_file}) < len(in_file):
+        taken_off = []  # some tensor is there with and without
+    if taken_off:
         state_dict = _renamed(state_dict, unwrapped)
 
     # How many of the network's tensors stand behind each beginning? `net.0.conv1.weight` has "", net, net.0 ...
-    behind = Counter({"": 0})
-    for name, value in state_dict.items():
+    behind, written = Counter({"": 0}), {}
+    for (name, value), with_wrappers in zip(state_dict.items(), in_file, strict=True):
         parts = name.split(".")
         for i in range(len(parts)):
-            if body.get(".".join(parts[i:])) == value.shape:
-                behind[".".join(parts[:i])] += 1
+            start, rest = ".".join(parts[:i]), ".".join(parts[i:])
+            if body.get(rest) == value.shape:
+                behind[start] += 1
+                written.setdefault(start, with_wrappers.removesuffix(f".{rest}"))
     most = max(behind.values())
     best = [start for start, count in behind.items() if count == most]
     if "" in best or 10 * most < len(body):
-        best = [""]
+        return state_dict, [f"taken off the names: {', '.join(taken_off)}"] if taken_off else [], []
     if len(best) > 1 and 2 * most > len(body):
-        there_are = [next(".".join(parts[:i]) for parts in (name.split(".") for name in raw) for i in range(len(parts))
-                          if unwrapped(".".join(parts[:i])) == start) for start in best]
+        there_are = [written[start] for start in best]
         raise ModelError(f"the weights hold several networks that fit, {_some(there_are)}: choose one, --weights "
                          f"FILE::{there_are[0]}")
-    beside = []
-    if best[0]:
-        start = f"{best[0]}."
-        beside = [name for name in state_dict if not name.startswith(start)]
-        state_dict = _renamed(state_dict, lambda name: name[len(start):] if name.startswith(start) else None)
-    taken_off += best[:1] if best[0] else []
-    return state_dict, [f"taken off the names: {', '.join(taken_off)}"] if taken_off else [], beside
+    start = f"{best[0]}."
+    beside = [name for name in state_dict if not name.startswith(start)]
+    state_dict = _renamed(state_dict, lambda name: name[len(start):] if name.startswith(start) else None)
+    return state_dict, [f"taken off the names: {', '.join([*taken_off, best[0]])}"], beside
 
 
-# What tools that count operations or average weights leave among a network's tensors.
-_COUNTERS = ("total_ops", "total_params", "n_averaged")
-# How heads begin that other programs put behind a network.
+# How the names of heads begin that other programs put behind a network.
 _HEADS = ("fc", "head", "classifier", "linear", "last_linear", "logits", "output", "proj", "pred", "queue")
 
 
-def _is_beside(name, own):
-    """Whether this tensor, none of `own`, is a counter, or of a head that the network has under another name."""
-    block = name.partition(".")[0]
-    other_block = block not in {key.partition(".")[0] for key in own}
-    return name.rpartition(".")[2] in _COUNTERS or other_block and block.startswith(_HEADS)
+def _is_beside(name, value, own):
+    """Whether a tensor, none of `own`, is a count (`n_averaged`, thop's `total_ops`) or of a head under another name."""
+    block, _, within = name.partition(".")
+    count = not within and value.dim() == 0 or name.endswith(("total_ops", "total_params"))
+    return count or block.startswith(_HEADS) and block not in {key.partition(".")[0] for key in own}
 
 
 def _fit_head(head, in_file, own, same_outputs):
@@ -656,19 +646,14 @@ def _fit_head(head, in_file, own, same_outputs):
 
 
 def _network_of(state_dict):
-    """The name of the network of torchvision that a state_dict was made with, "" if none is found."""
-    for name in model_names():
-        # Without memory for weights, all of them are built in some seconds, but for the RegNets, which cannot be.
-        with contextlib.suppress(NotImplementedError, ModelError), warnings.catch_warnings(), torch.device("meta"):
-            warnings.simplefilter("ignore")
-            model = build(name)
-            own = {k: v.shape for k, v in model.state_dict().items()}
-            body = {k: own[k] for k in list(own)[:-2] if not k.startswith(_AUXILIARY) and not k.endswith("_tracked")}
-            named = _match_names(model, state_dict, body)[0]
-            more = [k for k in named if k not in own and not _is_beside(k, own)]
-            if not more and all(k in named and named[k].shape == shape for k, shape in body.items()):
-                return name
-    return ""
+    """The name of the network of torchvision that has as many parameters as a state_dict, whatever the number of outputs;
+    "" if there is none.
+    """
+    tensors = [v for k, v in state_dict.items() if v.is_floating_point() and not k.endswith(("_mean", "_var"))]
+    outputs, inputs = next((v.shape[:2] for v in reversed(tensors) if v.dim() > 1), (0, 0))
+    backbone = sum(v.numel() for v in tensors) - outputs * (inputs + 1)
+    return next((name for name in model_names() for entry in torchvision.models.get_model_weights(name)
+                 if entry.meta["num_params"] - 1000 * (inputs + 1) == backbone), "")
 
 
 def _fit_position_embedding(model, state_dict):
