@@ -128,7 +128,7 @@ _PICTURE = "a picture: --weights takes the file of a network's weights"
 SIGNATURES = (
     (rb"$", "empty: fetch or copy it again"),
     (rb"\0{512}", "empty at its beginning, a download that was not finished: fetch it again"),
-    (rb"\s*<(!doctype|html|head|body)", f"a web page, such as a login or a warning before a download: {_FETCH}"),
+    (rb"(?i:\s*<(!doctype|html|head|body))", f"a web page, such as a login or a warning before a download: {_FETCH}"),
     (rb"\s*<\?xml", f"an XML page, such as a server's message of an error: {_FETCH}"),
     (rb"version https://git-lfs", "a Git LFS pointer, not the file that it stands for: fetch that with `git lfs pull`"),
     (rb"GGUF", f"a GGUF file, a language model of llama.cpp: {_OTHER}"),
@@ -183,7 +183,7 @@ def kind_of(path):
     if start[8:10] == b'{"':  # behind the length of this header
         return "safetensors"
     for signature, words in SIGNATURES:
-        if re.match(rb"(?is)(?:\xef\xbb\xbf)?" + signature, start):
+        if re.match(rb"(?s)(?:\xef\xbb\xbf)?" + signature, start):
             return words
     if re.search(r"\.index$|\.meta$|\.data-\d+-of-\d+$", str(path)):
         return f"a part of a TensorFlow checkpoint: {_OTHER}"

@@ -122,7 +122,7 @@ PROTOBUF = "is a model of ONNX, or of TensorFlow or Core ML"
 @pytest.mark.parametrize("content, words", [
     (None, "no such file"), (b"", "is empty: fetch"), (b"\0" * 600, "is empty at its beginning, a download"),
     (b"\xef\xbb\xbf\n <!DOCTYPE html><title>Virus scan warning", "is a web page.*fetch the file itself"),
-    (b"<html lang=en>", "is a web page"), (b"<?xml version='1.0'?><Error>", "is an XML page"),
+    (b"<html lang=en>", "is a web page"), (b"planet42 is text", "is text, which begins with 'planet42"), (b"<?xml version='1.0'?><Error>", "is an XML page"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer.*`git lfs pull`"),
     (b"GGUF\3\0", "is a GGUF file"), (b"\x1c\0\0\0TFL3", "is a model of TensorFlow Lite"), (b"\x89HDF\r\n", "is an HDF5 file, as Keras"),
     (b"\x08\x08\x12\x07pytorch", PROTOBUF), (b"\x08\x01\x12\xff\x01\n", PROTOBUF), (b"\x93NUMPY\1\0", "is an array of NumPy"),
@@ -236,6 +236,7 @@ CALLBACKS = {"Checkpoint{}": {"best_k_models": {"runs/epoch=1.ckpt": torch.tenso
 @pytest.mark.parametrize("holder, source", [
     (STATE, ""), ({"x": torch.ones(1)}, ""), ({"epoch": 3, "model_state_dict": STATE}, "::model_state_dict"), ({"net": STATE}, "::net"),
     ({"state_dict_ema": STATE, "optimizer": optimizer_state(), "acc": torch.tensor(0.5)}, "::state_dict_ema"),
+    ({"model": STATE, "muon": {"param_groups": [], "momenta": STATE}}, "::model"),
     ({"checkpoint": {"model": STATE, "opt": optimizer_state(), "loss": {"weight": torch.ones(2)}}}, "::checkpoint.model"),
     ({"state_dict": STATE, "callbacks": CALLBACKS, "optimizer_states": [optimizer_state()]}, "::state_dict"), ([STATE, 3], "::0"),
     (STATE | {"epoch": 3, "note": "x"}, " without epoch, note"),
@@ -388,6 +389,12 @@ def test_the_first_files_had_no_batch_counts(weights):
     state_dict = OrderedDict(torch.load(weights, weights_only=True))
     old = {k: v for k, v in state_dict.items() if not k.endswith("num_batches_tracked")}
     net, _ = load(old, num_classes=7)
+    assert torch.equal(net.conv1[1].running_mean, state_dict["conv1.1.running_mean"])
+    detector = torch.load(weights, weights_only=True)  # frozen BatchNorms, of a newer version, have none either
+    for key in [k for k in detector if k.endswith("num_batches_tracked")]:
+        del detector[key]
+    assert detector._metadata["conv1.1"]["version"] == 2
+    net, _ = load(detector, num_classes=7)
     assert torch.equal(net.conv1[1].running_mean, state_dict["conv1.1.running_mean"])
 
 
