@@ -212,7 +212,10 @@ def predict(args):
     if args.labels and classes:
         raise data.DataError("--labels is for regression: give a folder whose subfolders are named like the classes")
     if args.labels:
-        found = [row for row in tables.read_rows(args.labels, state["targets"]) if args.split in (None, row[1])]
+        found, notes = tables.read_rows(args.labels, state["targets"])
+        for note in notes:
+            print(note, file=sys.stderr)
+        found = [row for row in found if args.split in (None, row[1])]
         if not found:
             raise tables.TableError(f"{args.labels} has no rows that a column split calls {args.split}")
         listed, truth = [(row[0], -1) for row in found], torch.tensor([row[2] for row in found], dtype=torch.float64)
