@@ -45,9 +45,10 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars |"}
 # UTF-32's begins like UTF-16's, so it comes first.
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be",
                     codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
-# How files begin that are no text.
-KINDS = {b"\xd0\xcf\x11\xe0": "an old Excel file", b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file",
-         b"\x89HDF": "an HDF5 file", b"SQLite format": "an SQLite database", b"\x93NUMPY": "a NumPy array",
+# How files begin that are no text (None: a zip archive, which may hold several kinds).
+KINDS = {b"PK\x03\x04": None, b"\xd0\xcf\x11\xe0": "an old Excel file", b"PAR1": "a Parquet file",
+         b"ARROW1": "an Arrow file", b"\x89HDF": "an HDF5 file",
+         b"SQLite format": "an SQLite database", b"\x93NUMPY": "a NumPy array",
          b"\x80\x04": "a Python pickle", b"\x80\x05": "a Python pickle", b"\x1f\x8b": "compressed by gzip",
          b"BZh": "compressed by bzip2", b"\xfd7zXZ": "compressed by xz", b"\x28\xb5\x2f\xfd": "compressed by zstd",
          b"7z\xbc\xaf": "a 7z archive", b"Rar!": "a RAR archive", b"%PDF": "a PDF", b"\x89PNG": "a picture",
@@ -78,22 +79,22 @@ def read_csv(file):
         raise TableError(f"{file} has the column '{twice[0]}' twice: rename one{_no_header(named)}")
     if delimiter != ",":
         notes.append(f"note: {file}: read with {DELIMITERS.get(delimiter, repr(delimiter))} between the columns")
-    whole, empty = [], []
-    for line, cells in rows:
-        if not any(cell.strip() for cell in cells):
-            empty.append(line)
-            continue
+    filled = [(line, cells) for line, cells in rows if any(cell.strip() for cell in cells)]
+    if len(filled) < len(rows):
+        line = next(line for line, cells in rows if not any(cell.strip() for cell in cells))
+        notes.append(f"note: {file}: passed over {_count(len(rows) - len(filled), 'row')} of empty cells (line {line})")
+    for line, cells in filled:
         if len(cells) != len(columns):
-            many = len(cells) > len(columns)
+            way_out = "every row needs as many, empty ones too"
+            if len(cells) > len(columns):
+                rest = any(cell.strip() for cell in cells[len(columns) :])
+                way_out = "a number such as 1,234 needs quotes, or no comma" if rest else "take away what ends the row"
             raise TableError(f"{file}, line {line}: {_count(len(cells), 'cell')}, and the header (line {top + 1}) has "
-                             f"{len(columns)}: " + ("a number such as 1,234 needs quotes, or no comma" if many and
-                                                    delimiter == "," else "every row needs as many, empty ones too"))
-        whole.append((line, {name: cell for name, cell in zip(columns, cells, strict=True) if name}))
-    if empty:
-        notes.append(f"note: {file}: passed over {_count(len(empty), 'row')} of empty cells (line {empty[0]})")
-    if not whole:
+                             f"{len(columns)}: {way_out}")
+    if not filled:
         raise TableError(f"{file} holds no rows below its header")
-    return Sheet(file, delimiter, named, whole, notes)
+    found = [(line, dict(zip(columns, cells, strict=True))) for line, cells in filled]
+    return Sheet(file, delimiter, named, found, notes)
 
 
 def _decode(file):
@@ -102,9 +103,9 @@ def _decode(file):
         raw = Path(file).read_bytes()
     except OSError as error:
         raise TableError(f"cannot read the labels {file} ({error.strerror})") from error
-    kind = next((kind for start, kind in KINDS.items() if raw.startswith(start)), None)
-    if kind or raw.startswith(b"PK\x03\x04"):
-        raise TableError(f"{file} is {kind or _kind_of_zip(file)}: {SAVE_AS_CSV}")
+    for start, kind in KINDS.items():
+        if raw.startswith(start):
+            raise TableError(f"{file} is {kind or _kind_of_zip(file)}: {SAVE_AS_CSV}")
     mark = next((mark for mark in BYTE_ORDER_MARKS if raw.startswith(mark)), b"")
     raw, encoding, notes = raw[len(mark) :], BYTE_ORDER_MARKS.get(mark, "utf-8"), []
     try:
@@ -221,26 +222,27 @@ def _split(lines, top, delimiter, file):
 
 
 def _split_quoted(lines, place, delimiter, file):
-    """The cells of the row that begins in the line at `place`, and the place of the line where it ends. A cell in quotes
-    may hold delimiters, line breaks and doubled quotes. (Python's csv lets a quote that is never closed swallow all
-    rows below it.)
+    """The cells of the row that begins in the line at `place`, and the place of the line where it ends. A cell in
+    quotes may hold delimiters, line breaks and doubled quotes. (Python's csv lets a quote that is never closed swallow
+    all rows below it.)
     """
-    cells, rest, more = [], lines[place], True
+    cells, rest, more = [], lines[place], delimiter
+    # Until no delimiter follows a cell.
     while more:
         if rest.lstrip(" ").startswith('"'):
             opens = place
             while not (found := QUOTED.match(rest)):
                 end = next((i for i in range(place + 1, len(lines)) if '"' in lines[i]), None)
                 if end is None:
-                    raise TableError(f'{file}, line {opens + 1}: a quote (") opens here and is not closed: close it, or '
-                                     "take it away")
+                    raise TableError(f'{file}, line {opens + 1}: a quote (") opens here and is not closed: close it, '
+                                     "or take it away")
                 rest, place = "\n".join([rest, *lines[place + 1 : end + 1]]), end
             cell = found[1].replace('""', '"')
             behind, more, rest = rest[found.end() :].partition(delimiter)
             if behind:
                 since = f" (it opens in line {opens + 1})" if opens != place else ""
-                raise TableError(f'{file}, line {place + 1}: text behind a closing quote ("){since}: put the whole cell '
-                                 'into quotes, those within it twice ("")')
+                raise TableError(f'{file}, line {place + 1}: text behind a closing quote ("){since}: put the whole '
+                                 'cell into quotes, those within it twice ("")')
         else:
             cell, more, rest = rest.partition(delimiter)
         cells.append(cell)
@@ -257,8 +259,9 @@ def _count(number, word):
 
 
 def _shown(text):
-    """A cell as it can stand in one line."""
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+    """A cell as it can stand in one line: with a line break as \\n."""
+    text = text if len(text) <= 60 else f"{text[:57]}..."
+    return "'" + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) + "'"
 
 
 # ---- columns: their names, numbers, splits
@@ -323,7 +326,7 @@ def read_numbers(sheet, column, may_lack=None):
     lack = [may and text.lower() in NOTHING for text, may in zip(texts, may_lack or [False] * len(texts), strict=True)]
     for place, text in enumerate(texts):
         if not (lack[place] or PLAIN.fullmatch(text) or WITH_COMMA.fullmatch(text)):
-            raise TableError(f"{where[place]}: {column} is {_no_number(text)}")
+            raise TableError(f"{where[place]}: {column} is {_no_number(text, column)}")
     commas = [place for place, text in enumerate(texts) if "," in text]
     points = [place for place, text in enumerate(texts) if "." in text]
     if commas and points:
@@ -351,8 +354,10 @@ def read_numbers(sheet, column, may_lack=None):
     return numbers
 
 
-def _no_number(text):
+def _no_number(text, column):
     """Words for a cell that is no number."""
+    if _clean_name(text) == column:
+        return f"'{text}': the header once more, so leave that row out"
     if re.fullmatch(r"[-+]?(nan|inf|infinity)", text, re.IGNORECASE):
         return f"{text}: it must be finite"
     if text.lower() in NOTHING:
@@ -398,8 +403,8 @@ def find_pictures(sheet, column="file"):
         if not os.path.isfile(path):
             found = _similar(text, folder, listed)
             if len(found) > 1:
-                raise TableError(f"{sheet.file}, line {line}: {_shown(text)} may be {' or '.join(sorted(found)[:3])}: write "
-                                 "the one that is meant")
+                raise TableError(f"{sheet.file}, line {line}: {_shown(text)} may be {' or '.join(sorted(found)[:3])}: "
+                                 "write the one that is meant")
             (others if found else absent).append((line, text, *found))
             path = found[0] if found else None
         paths.append(path)
@@ -449,25 +454,23 @@ ENDINGS = {".jpeg": ".jpg", ".tiff": ".tif"}
 
 def _key(name):
     """A file's name as it is compared: without case, accents in one form."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # bytes on the disk that are no UTF-8
+    if re.search("[\ud800-\udfff]", name):  # bytes on the disk that are no UTF-8
         name = os.fsencode(name).decode("cp1252", "replace")
-    name = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).strip().casefold())
-    stem, ending = os.path.splitext(name)
+    stem, ending = os.path.splitext(unicodedata.normalize("NFC", name.strip().casefold()))
     return stem + ENDINGS.get(ending, ending)
 
 
 def _parts(text):
     """The names of folders and file in a path, however it is written."""
-    text = text.strip().strip("'\"\u2018\u2019\u201c\u201d").replace("\\", "/")
+    # Also a byte order mark, where two files were joined, a blank without width, and a text's round quotes.
+    text = text.strip(" \t\n\xa0\ufeff\u200b").strip("'\"\u2018\u2019\u201c\u201d").replace("\\", "/")
     return [part for part in (part.strip() for part in text.split("/")) if part not in ("", ".")]
 
 
 def _below(folder, parts, listed):
     """The files below a folder whose path is `parts`, but for case, accents and a missing ending."""
 
-    def inside(folders, part, kind):
+    def inside(folders, part, kind):  # 0: by whole names; 1: by names without ending
         found = []
         for folder in folders:
             names = [".."] if part == ".." else _names(folder, listed)[kind].get(_key(part), [])
@@ -477,9 +480,8 @@ def _below(folder, parts, listed):
     folders = [folder]
     for part in parts[:-1]:
         folders = inside(folders, part, 0)
-    # Whole names, else names without ending.
-    whole, stems = ([path for path in inside(folders, parts[-1], kind) if os.path.isfile(path)] for kind in (0, 1))
-    return whole or stems
+    whole = [path for path in inside(folders, parts[-1], 0) if os.path.isfile(path)]
+    return whole or [path for path in inside(folders, parts[-1], 1) if os.path.isfile(path)]
 
 
 def _similar(text, folder, listed):
@@ -532,14 +534,14 @@ def _closest(text, folder, listed):
 
 
 def _refuse_swallowed(sheet, folder):
-    """Raise TableError for a row that has swallowed others: a quote that opens in it is closed by that of a later row."""
+    """Raise TableError for a row that has swallowed others, where that of a later row has closed its quote."""
     for line, row in sheet.rows:
         for inside in (more for text in row.values() if "\n" in text for more in text.split("\n")[1:]):
             cells = [cell.strip() for cell in inside.split(sheet.delimiter)]
             named = [cell for cell in cells if cell and os.path.isfile(os.path.join(folder, cell))]
             if named and len(cells) > 1:
-                raise TableError(f'{sheet.file}, line {line}: a cell in quotes (") holds the row of {named[0]}: close the '
-                                 "quote that opens here before the end of its line, or take it away")
+                raise TableError(f'{sheet.file}, line {line}: a cell in quotes (") holds the row of {named[0]}: close '
+                                 "the quote that opens here before the end of its line, or take it away")
 
 
 def _refuse_mistaken(sheet, column, paths, lines):
@@ -547,9 +549,11 @@ def _refuse_mistaken(sheet, column, paths, lines):
     first = {}
     for (line, row), path in zip(sheet.rows, paths, strict=True):
         before, text = first.setdefault(os.path.normpath(path), (line, row[column]))
-        if lines & {before, line} and [*map(_key, _parts(text))] != [*map(_key, _parts(row[column]))]:
-            raise TableError(f"{sheet.file}, lines {before} and {line}: {_shown(text)} and {_shown(row[column])} both lead "
-                             f"to {path}: write the paths as they are here")
+        if text == row[column] or not lines & {before, line}:
+            continue
+        if [*map(_key, _parts(text))] != [*map(_key, _parts(row[column]))]:
+            raise TableError(f"{sheet.file}, lines {before} and {line}: {_shown(text)} and {_shown(row[column])} both "
+                             f"lead to {path}: write the paths as they are here")
 
 
 def _unlisted(file, paths, listed):
