@@ -84,6 +84,8 @@ def read_csv(file):
         line = next(line for line, cells in rows if not any(cell.strip() for cell in cells))
         notes.append(f"note: {file}: passed over {_count(len(rows) - len(filled), 'row')} of empty cells (line {line})")
     for line, cells in filled:
+        if cells == header:
+            raise TableError(f"{file}, line {line}: the header once more: leave that line out")
         if len(cells) != len(columns):
             way_out = "every row needs as many, empty ones too"
             if len(cells) > len(columns):
@@ -184,7 +186,9 @@ def _find_header(lines, file, notes):
 
 
 def _find_delimiter(lines, top, file):
-    """The delimiter that the header holds; of several the one by which all rows have as many cells as the header."""
+    """The delimiter that the header holds; of several the one by which the most rows have as many cells as the header,
+    then the one that makes the most cells.
+    """
     held = [mark for mark in DELIMITERS if mark in lines[top]]
     if len(held) < 2:
         return held[0] if held else ","
@@ -192,16 +196,15 @@ def _find_delimiter(lines, top, file):
     for mark in held:
         try:
             (_, header), *rows = _split(lines, top, mark, file)
+            fitting[mark] = sum(len(cells) == len(header) > 1 for _, cells in rows), len(header)
         except TableError:  # quotes that make no sense by this delimiter
-            rows = []
-        fits = [len(cells) == len(header) > 1 for _, cells in rows]
-        fitting[mark] = sum(fits) / len(fits) if fits else 0
-    if len(whole := [mark for mark in held if fitting[mark] == 1]) > 1:
-        words = " or ".join(DELIMITERS[mark] for mark in whole)
+            fitting[mark] = 0, lines[top].count(mark)
+    best = [mark for mark in held if fitting[mark] == max(fitting.values())]
+    if len(best) > 1:
+        words = " or ".join(DELIMITERS[mark] for mark in best)
         raise TableError(f"{file} can be read with {words} between its cells: say which in a first line, such as "
-                         f"sep={whole[-1]}")
-    # By none of them do all rows fit: the best, so that the row that does not is named.
-    return max(held, key=lambda mark: (fitting[mark], lines[top].count(mark)))
+                         f"sep={best[-1]}")
+    return best[0]
 
 
 QUOTED = re.compile(r' *"([^"]*(?:""[^"]*)*)"(?!") *')
@@ -326,7 +329,7 @@ def read_numbers(sheet, column, may_lack=None):
     lack = [may and text.lower() in NOTHING for text, may in zip(texts, may_lack or [False] * len(texts), strict=True)]
     for place, text in enumerate(texts):
         if not (lack[place] or PLAIN.fullmatch(text) or WITH_COMMA.fullmatch(text)):
-            raise TableError(f"{where[place]}: {column} is {_no_number(text, column)}")
+            raise TableError(f"{where[place]}: {column} is {_no_number(text)}")
     commas = [place for place, text in enumerate(texts) if "," in text]
     points = [place for place, text in enumerate(texts) if "." in text]
     if commas and points:
@@ -354,10 +357,8 @@ def read_numbers(sheet, column, may_lack=None):
     return numbers
 
 
-def _no_number(text, column):
+def _no_number(text):
     """Words for a cell that is no number."""
-    if _clean_name(text) == column:
-        return f"'{text}': the header once more, so leave that row out"
     if re.fullmatch(r"[-+]?(nan|inf|infinity)", text, re.IGNORECASE):
         return f"{text}: it must be finite"
     if text.lower() in NOTHING:
@@ -494,8 +495,8 @@ def _similar(text, folder, listed):
     if found := _below(folder, parts, listed):
         return found
     # Relative to the folder above, where the CSV lies in a folder of its own.
-    if not absolute and (found := _below(os.path.normpath(os.path.join(folder, "..")), parts, listed)):
-        return found
+    if not absolute and os.path.isfile(path := os.path.normpath(os.path.join(folder, "..", *parts))):
+        return [path]
     # Written elsewhere: the longest end of the path that is here. Of a relative one a folder must be left, or the last
     # that is dropped must be this one: a/1.jpg is not 1.jpg.
     for i in range(1, len(parts)):
