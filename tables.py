@@ -75,6 +75,8 @@ def read_csv(file):
     if len(columns) == 1 and any(mark in columns[0] for mark in DELIMITERS):
         raise TableError(f"{file}, line {top + 1}: one column, named '{columns[0]}': take away the quotes around the "
                          "line, or name the delimiter in a first line such as sep=;")
+    if any("\n" in cell and delimiter in cell for cell in header):
+        raise TableError(f'{file}, line {top + 1}: a quote (") in the header is closed in a later line: close it before')
     if twice := [name for name, count in Counter(named).items() if count > 1]:
         raise TableError(f"{file} has the column '{twice[0]}' twice: rename one{_no_header(named)}")
     if delimiter != ",":
