@@ -212,13 +212,15 @@ def predict(args):
     if args.labels and classes:
         raise data.DataError("--labels is for regression: give a folder whose subfolders are named like the classes")
     if args.labels:
-        found, notes = tables.read_rows(args.labels, state["targets"])
+        found, notes = tables.read_rows(args.labels, state["targets"], numbers_optional=True)
         for note in notes:
             print(note, file=sys.stderr)
         found = [row for row in found if args.split in (None, row[1])]
         if not found:
             raise tables.TableError(f"{args.labels} has no rows that a column split calls {args.split}")
-        listed, truth = [(row[0], -1) for row in found], torch.tensor([row[2] for row in found], dtype=torch.float64)
+        listed = [(row[0], -1) for row in found]
+        if None not in [row[2] for row in found]:
+            truth = torch.tensor([row[2] for row in found], dtype=torch.float64)
     else:
         listed = list_pictures(args.pictures, classes)
     if args.csv:  # now, and not after all the predicting

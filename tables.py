@@ -68,37 +68,49 @@ def read_csv(file):
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     top, delimiter = _find_header(lines, file, notes)
     delimiter = delimiter or _find_delimiter(lines, top, file)
-    # Below the header's first line; the header itself may go on, within quotes, in the next.
     (_, header), *rows = _split(lines, top, delimiter, file)
-    columns = [_clean_name(name) for name in header]
-    named = [name for name in columns if name]
-    if len(columns) == 1 and any(mark in columns[0] for mark in DELIMITERS):
-        raise TableError(f"{file}, line {top + 1}: one column, named '{columns[0]}': take away the quotes around the "
-                         "line, or name the delimiter in a first line such as sep=;")
-    if any("\n" in cell and delimiter in cell for cell in header):
-        raise TableError(f'{file}, line {top + 1}: a quote (") in the header is closed in a later line: close it before')
-    if twice := [name for name, count in Counter(named).items() if count > 1]:
-        raise TableError(f"{file} has the column '{twice[0]}' twice: rename one{_no_header(named)}")
+    columns = _columns(header, delimiter, f"{file}, line {top + 1}")
     if delimiter != ",":
         notes.append(f"note: {file}: read with {DELIMITERS.get(delimiter, repr(delimiter))} between the columns")
     filled = [(line, cells) for line, cells in rows if any(cell.strip() for cell in cells)]
     if len(filled) < len(rows):
         line = next(line for line, cells in rows if not any(cell.strip() for cell in cells))
         notes.append(f"note: {file}: passed over {_count(len(rows) - len(filled), 'row')} of empty cells (line {line})")
-    for line, cells in filled:
-        if cells == header:
-            raise TableError(f"{file}, line {line}: the header once more: leave that line out")
-        if len(cells) != len(columns):
-            way_out = "every row needs as many, empty ones too"
-            if len(cells) > len(columns):
-                rest = any(cell.strip() for cell in cells[len(columns) :])
-                way_out = "a number such as 1,234 needs quotes, or no comma" if rest else "take away what ends the row"
-            raise TableError(f"{file}, line {line}: {_count(len(cells), 'cell')}, and the header (line {top + 1}) has "
-                             f"{len(columns)}: {way_out}")
     if not filled:
         raise TableError(f"{file} holds no rows below its header")
+    for line, cells in filled:
+        _refuse_misfit(cells, header, f"{file}, line {line}", top + 1)
     found = [(line, dict(zip(columns, cells, strict=True))) for line, cells in filled]
-    return Sheet(file, delimiter, named, found, notes)
+    return Sheet(file, delimiter, [name for name in columns if name], found, notes)
+
+
+def _columns(header, delimiter, where):
+    """The names that the cells of the header give; `where` it stands."""
+    columns = [_clean_name(cell) for cell in header]
+    if len(columns) == 1 and any(mark in columns[0] for mark in DELIMITERS):
+        raise TableError(f"{where}: one column, named '{columns[0]}': take away the quotes around the line, or name the "
+                         "delimiter in a first line such as sep=;")
+    if any("\n" in cell and delimiter in cell for cell in header):
+        raise TableError(f'{where}: a quote (") in the header is closed in a later line: close it')
+    if twice := [name for name, count in Counter(columns).items() if count > 1 and name]:
+        raise TableError(f"{where}: the column '{twice[0]}' stands there twice: rename one{_no_header(columns)}")
+    return columns
+
+
+def _refuse_misfit(cells, header, where, header_line):
+    """Raise TableError for a row with more or fewer cells than the header."""
+    if cells == header:
+        raise TableError(f"{where}: the header once more: leave that line out")
+    if len(cells) == len(header):
+        return
+    if len(cells) < len(header):
+        way_out = "every row needs as many, empty ones too"
+    elif any(cell.strip() for cell in cells[len(header) :]):
+        way_out = "a number such as 1,234 needs quotes, or no comma"
+    else:
+        way_out = "take away what ends the row"
+    raise TableError(f"{where}: {_count(len(cells), 'cell')}, and the header (line {header_line}) has {len(header)}: "
+                     f"{way_out}")
 
 
 def _decode(file):

@@ -65,7 +65,7 @@ def test_without_a_split_column_some_are_set_aside_and_a_byte_order_mark_is_no_n
     (lambda t: t.splitlines()[0], "holds no rows below its header"),
     (lambda t: t.replace("price", "cost"), "has no column 'price': there are file, cost, area, split, much"),
     (lambda t: t.replace("file", "path"), "has no column 'file'"),
-    (lambda t: t.replace("area", "price"), "has the column 'price' twice: rename one"),
+    (lambda t: t.replace("area", "price"), "line 1: the column 'price' stands there twice: rename one"),
     (lambda t: t.replace("20", "n/a"), "labels.csv, line 3: price is 'n/a', which is not a number"),
     (lambda t: t.replace("20", ""), "line 3: price is '', which is not a number"),
     (lambda t: t.replace("60", "nan"), "line 4: price is nan: it must be finite"),
@@ -144,6 +144,7 @@ NO_NOTE, SEMICOLONS, TABS = [], ["read with semicolons between the columns"], ["
     ("sep=:\n" + GOOD.replace(",", ":"), ["read with ':' between the columns"]),
     (GOOD.replace("file,", "file,a;b|c,").replace("png,", "png,x|y,"), NO_NOTE),  # three of them in the header
     (GOOD.replace(",", ";").replace("area", "area, m2"), SEMICOLONS),
+    (GOOD.replace(",", ";").replace("area", "length, width, height, depth, age, weight"), SEMICOLONS),  # the rows tell
     ("# made by hand, in May\n\n#\n" + GOOD, ["passed over 2 comments above the header .line 1."]),
     (GOOD + ",,,,\n ,,\n", ["passed over 2 rows of empty cells .line 7."]),
     (re.sub("(?m)^", "0,", GOOD.strip()).replace("0,file", ",file"), NO_NOTE),  # the index that pandas writes
@@ -203,7 +204,7 @@ def test_file_names_beyond_ascii_whatever_the_encoding(tmp_path):
     ("Prices of 2024\n" + GOOD, "line 2: 5 cells, and the header .line 1. has 1"),
     (GOOD.split("\n", 1)[1], "has no column 'file', 'price': there .* .the first line .* must name the columns, and it holds 'images/0.png'"),
     ("# " + GOOD, "the first line that is no comment, #, must name the columns"),
-    ("images/0.png,1,1,train\n", "has the column '1' twice: rename one .the first line"),
+    ("images/0.png,1,1,train\n", "line 1: the column '1' stands there twice: rename one .the first line"),
     (GOOD.replace("price", "Price"), "has no column 'price': there are file, Price, .*; did you mean 'Price'.$"),
     (GOOD.replace("price", "the price"), "did you mean 'the price'"), (GOOD.replace("file", "File Name"), "did you mean 'File Name'"),
     (GOOD.replace("split", "Split").replace("area", "SPLIT"), "has the columns SPLIT and Split: rename one"),
