@@ -88,8 +88,8 @@ def _columns(header, delimiter, where):
     """The names that the cells of the header give; `where` it stands."""
     columns = [_clean_name(cell) for cell in header]
     if len(columns) == 1 and any(mark in columns[0] for mark in DELIMITERS):
-        raise TableError(f"{where}: one column, named '{columns[0]}': take away the quotes around the line, or name the "
-                         "delimiter in a first line such as sep=;")
+        raise TableError(f"{where}: one column, named '{columns[0]}': take away the quotes around the line, or name "
+                         "the delimiter in a first line such as sep=;")
     if any("\n" in cell and delimiter in cell for cell in header):
         raise TableError(f'{where}: a quote (") in the header is closed in a later line: close it')
     if twice := [name for name, count in Counter(columns).items() if count > 1 and name]:
@@ -118,7 +118,9 @@ def _decode(file):
     try:
         raw = Path(file).read_bytes()
     except OSError as error:
-        raise TableError(f"cannot read the labels {file} ({error.strerror})") from error
+        others = sorted(path.name for path in Path(file).parent.glob("*.[ct]sv") if path != Path(file))
+        raise TableError(f"cannot read the labels {file} ({error.strerror})"
+                         + (f": beside it there is {', '.join(others[:3])}" if others else "")) from error
     for start, kind in KINDS.items():
         if raw.startswith(start):
             raise TableError(f"{file} is {kind or _kind_of_zip(file)}: {SAVE_AS_CSV}")
@@ -132,7 +134,7 @@ def _decode(file):
             raise TableError(f"{file}, line {line}: this is no {encoding.upper()}, as the file's first bytes say: "
                              f"{SAVE_AS_CSV}") from None
         text = _decode_windows(raw, line, file)
-        notes = [f"note: {file}: line {line} is no UTF-8: the file is read as Windows-1252 (Western European)"]
+        notes = [f"note: {file}: line {line} is no UTF-8: the file is read as {WINDOWS}"]
     if "\0" in text:
         raise TableError(f"{file}, line {_lines_in(text[: text.index(chr(0))]) + 1}: NUL bytes, so this is no text, or "
                          f"UTF-16 without a byte order mark: {SAVE_AS_CSV}")
@@ -143,6 +145,7 @@ def _decode(file):
     return text, notes
 
 
+WINDOWS = "Windows-1252 (Western European)"
 SAVE_AS_CSV = "save the table as CSV (UTF-8), and name that file"
 
 
@@ -312,7 +315,12 @@ def require_columns(sheet, names):
     close = difflib.get_close_matches(re.sub(r"[\s_-]", "", missing[0]).casefold(), like, 1)
     meant = f"; did you mean '{like[close[0]]}'?" if close else ""
     raise TableError(f"{sheet.file} has no column {', '.join(map(repr, missing))}: there are {', '.join(sheet.columns)}"
-                     f"{meant}{_no_header(sheet.columns, sheet.file)}")
+                     f"{meant}{_no_header(sheet.columns, sheet.file)}{_encoding(sheet)}")
+
+
+def _encoding(sheet):
+    """Words for a name that may be there in another encoding."""
+    return f" (it is read as {WINDOWS}: if it is not, save it as UTF-8)" if WINDOWS in "".join(sheet.notes) else ""
 
 
 def _no_header(columns, file=None):
@@ -329,7 +337,7 @@ WITH_COMMA = re.compile(r"[-+]?\d*,\d+(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 EITHER = re.compile(r"[-+]?[1-9]\d{0,2}[.,]\d{3}", re.ASCII)
 WITH_POINTS = "write all with a decimal point, and none with thousands separators"
 # How programs write that there is no number.
-NOTHING = {"", "-", "?", "na", "n/a", "#n/a", "nan", "none", "null"}
+NOTHING = {"", "-", "?", "\\n", "na", "n/a", "#n/a", "nan", "none", "null"}
 
 
 def read_numbers(sheet, column, may_lack=None):
@@ -344,31 +352,40 @@ def read_numbers(sheet, column, may_lack=None):
     for place, text in enumerate(texts):
         if not (lack[place] or PLAIN.fullmatch(text) or WITH_COMMA.fullmatch(text)):
             raise TableError(f"{where[place]}: {column} is {_no_number(text)}")
-    commas = [place for place, text in enumerate(texts) if "," in text]
-    points = [place for place, text in enumerate(texts) if "." in text]
-    if commas and points:
-        place, other = commas[0], points[0]
-        raise TableError(f"{where[place]}: {column} is '{texts[place]}', and '{texts[other]}' in line "
-                         f"{sheet.rows[other][0]}: {WITH_POINTS}")
-    if commas and all(EITHER.fullmatch(texts[place]) for place in commas):
-        text = texts[commas[0]]
-        raise TableError(f"{where[commas[0]]}: {column} is '{text}', which may mean {text.replace(',', '.')} or "
-                         f"{text.replace(',', '')}: {WITH_POINTS}")
-    if commas:
-        # One that cannot be anything else.
-        place = next(place for place in commas if not EITHER.fullmatch(texts[place]))
-        sheet.notes.append(f"note: {where[place]}: {column} has decimal commas: '{texts[place]}' is "
-                           f"{texts[place].replace(',', '.')}")
-    # A table with other delimiters may come from where a point separates thousands.
-    if points and sheet.delimiter != "," and all(EITHER.fullmatch(texts[place]) for place in points):
-        text = texts[points[0]]
-        sheet.notes.append(f"note: {where[points[0]]}: {column} is read with decimal points: '{text}' is not "
-                           f"{text.replace('.', '')}")
+    _refuse_doubtful_marks([(w, text) for w, text, no in zip(where, texts, lack, strict=True) if not no], column, sheet)
     numbers = [None if lack[place] else float(text.replace(",", ".")) for place, text in enumerate(texts)]
     for place, number in enumerate(numbers):
         if number is not None and not math.isfinite(number):
             raise TableError(f"{where[place]}: {column} is {texts[place]}: it must be finite")
     return numbers
+
+
+def _refuse_doubtful_marks(found, column, sheet):
+    """Raise TableError if a comma or point in numbers may mean two things; else add to the notes which was taken.
+    found: [(where it stands, text), ...]
+    """
+
+    def two_meanings(where, text):
+        return f"{where}: {column} is '{text}', which may mean {text.replace(',', '.')} or {re.sub('[.,]', '', text)}"
+
+    commas = [(where, text) for where, text in found if "," in text]
+    points = [(where, text) for where, text in found if "." in text]
+    certain = [(where, text) for where, text in commas or points if not EITHER.fullmatch(text)]
+    if commas and points:
+        where, text = commas[0]
+        raise TableError(f"{where}: {column} is '{text}', and '{points[0][1]}' elsewhere: {WITH_POINTS}")
+    if commas and certain:
+        where, text = certain[0]
+        sheet.notes.append(f"note: {where}: {column} has decimal commas: '{text}' is {text.replace(',', '.')}")
+    elif commas:
+        raise TableError(f"{two_meanings(*commas[0])}: {WITH_POINTS}")
+    # A table with other delimiters may come from where a point separates thousands.
+    elif points and not certain and sheet.delimiter != ",":
+        if len(points) < len(found):  # as with 950 beside 1.234
+            raise TableError(f"{two_meanings(*points[0])}: {WITH_POINTS}")
+        where, text = points[0]
+        sheet.notes.append(f"note: {where}: {column} is read with decimal points: '{text}' is not "
+                           f"{text.replace('.', '')}")
 
 
 def _no_number(text):
@@ -431,7 +448,7 @@ def find_pictures(sheet, column="file"):
             raise TableError(f"{where}: the column {column} names no picture: leave that row out{more}")
         close = _closest(text, folder, listed)
         raise TableError(f"{where}: no such picture: {' '.join(os.path.join(folder, text).splitlines())}"
-                         f"{f'; did you mean {close}?' if close else ''}{more}")
+                         f"{f'; did you mean {close}?' if close else ''}{more}{_encoding(sheet)}")
     _refuse_mistaken(sheet, column, paths, {line for line, *_ in others})
     if others:
         line, text, path = others[0]

@@ -95,6 +95,12 @@ def test_tables_that_cannot_be_used(tmp_path, change, words):
     assert "\n" not in str(error.value)
 
 
+def test_a_forgotten_name_of_the_table(tmp_path):
+    pictures(tmp_path, "prices.csv", "a.tsv", "notes.txt")
+    with pytest.raises(TableError, match="cannot read the labels .*labels.csv .No such .*: beside it there is a.tsv, prices.csv$"):
+        tables.read_csv(tmp_path / "labels.csv")
+
+
 def test_no_logarithm_and_targets_named_twice(tmp_path):
     file = write(tmp_path, GOOD)
     with pytest.raises(TableError, match="line 6: price is -5, which has no logarithm: leave --log-target out"):
@@ -213,6 +219,8 @@ def test_file_names_beyond_ascii_whatever_the_encoding(tmp_path):
     (GOOD.replace("2.5", "é").encode() + "é".encode("cp1252"), "line 3 is UTF-8 and line 7 is not"),
     (GOOD.replace("2.5", "é").encode("cp850") + b"\x81\n", "line 7: neither UTF-8 nor Windows-1252: save the table as CSV"),
     (codecs.BOM_UTF8 + GOOD.replace("2.5", "é").encode("cp1252"), "line 3: this is no UTF-8, as the file's first bytes say"),
+    (GOOD.replace("price", "цена").encode("cp1251"), "has no column 'price': .* .it is read as Windows-1252 .*save it as UTF-8.$"),
+    (GOOD.replace("1.png", "ü.png").encode("mac_roman"), "line 3: no such picture: .*it is read as Windows-1252"),
     (GOOD.encode("utf-16")[:-1], "line 6: this is no UTF-16-LE"),
     (gzip.compress(GOOD.encode()), "is compressed by gzip: save the table as CSV"), (b"PAR1\x15\x04", "is a Parquet file"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is an old Excel file"), (b"PK\x03\x04", "is a zip archive, and damaged"),
@@ -257,14 +265,17 @@ def test_numbers_are_those_that_python_reads(tmp_path, cells, expected, said):
 
 def test_a_point_that_may_separate_thousands_is_said(tmp_path):
     for delimiter, said in ((",", 0), (";", 1)):
-        numbers, notes = numbers_of(tmp_path, "1.234", "950", delimiter=delimiter)
-        assert numbers == [1.234, 950] and len(notes) == said
+        numbers, notes = numbers_of(tmp_path, "1.234", "9.500", delimiter=delimiter)
+        assert numbers == [1.234, 9.5] and len(notes) == said
     assert "line 2: price is read with decimal points: '1.234' is not 1234" in notes[0]
+    with pytest.raises(TableError, match="line 3: price is '1.234', which may mean 1.234 or 1234: write all with a decimal point"):
+        numbers_of(tmp_path, "950", "1.234", delimiter=";")
+    assert numbers_of(tmp_path, "950", "1.234", "1.5", delimiter=";") == ([950, 1.234, 1.5], [])
 
 
 @pytest.mark.parametrize("cells, words", [
     (["5", "1,234"], "line 3: price is '1,234', which may mean 1.234 or 1234: write all with a decimal point"),
-    (["1,5", "2.5"], "line 2: price is '1,5', and '2.5' in line 3: write all with a decimal point"),
+    (["1,5", "2.5"], "line 2: price is '1,5', and '2.5' elsewhere: write all with a decimal point"),
     *((["5", text], f"line 3: price is '{re.escape(text)}', which is not a number: write it plainly, such as 1234.5") for text in (
         "1.234,56", "1,234.56", "1,234,567", "1 234", "1_000", "1'000", "$1200", "12 %", "5 cm", "0x10", "1e", "1.2.3", "2024-05-01")),
     *((["5", text], "line 3: price is '.*', which is not a number") for text in ("\u0665", "True", "\u2212", "e5", "--")),
@@ -278,10 +289,10 @@ def test_what_is_no_number(tmp_path, cells, words):
 
 
 def test_rows_that_may_lack_their_number(tmp_path):
-    cells = ["", "N/A", "nan", "7", " - "]
-    assert numbers_of(tmp_path, *cells, may_lack=[True] * 5)[0] == [None, None, None, 7, None]
+    cells = ["", "N/A", "nan", "7", " - ", "\\N"]
+    assert numbers_of(tmp_path, *cells, may_lack=[True] * 6)[0] == [None, None, None, 7, None, None]
     with pytest.raises(TableError, match="line 3: price is 'N/A', which"):
-        numbers_of(tmp_path, *cells, may_lack=[True, False, True, True, True])
+        numbers_of(tmp_path, *cells, may_lack=[True, False, True, True, True, True])
     with pytest.raises(TableError, match="line 2: price is 'cheap', which is not a number"):
         numbers_of(tmp_path, "cheap", may_lack=[True])
 
