@@ -349,6 +349,12 @@ def test_the_picture_that_a_cell_means(tmp_path, there, text, meant):
         assert len(notes) == 1 and notes[0].endswith(f"(line 2) is {os.path.normpath(there[meant])}")
 
 
+def test_an_absolute_path_with_blanks_or_quotes_around_it(tmp_path):
+    file = pictures(tmp_path, "im/0.png", "elsewhere/im/0.png")
+    file.write_text(f"file,price\n '{tmp_path}/elsewhere/im/0.png' ,1\n")
+    assert tables.find_pictures(tables.read_csv(file)) == [str(tmp_path / "elsewhere/im/0.png")]
+
+
 def test_two_names_do_not_lead_to_one_picture(tmp_path):
     file = pictures(tmp_path, "0.png")
     file.write_text("file,price\n/x/a/0.png,1\n/x/b/0.png,2\n")
