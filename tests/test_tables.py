@@ -331,7 +331,7 @@ def test_the_picture_that_a_cell_means(tmp_path, there, text, meant):
     root = tmp_path / "houses"
     root.mkdir()
     pictures(root, *there)
-    if isinstance(meant, str) and "or" not in meant and len({path.resolve() for path in root.rglob("*.png")}) < len(there):
+    if "im/a.PNG" in there and len(os.listdir(root / "im")) == 1:
         pytest.skip("A.png and a.PNG are one file here")
     (root / "labels.csv").write_text(f'"file",price\n"{text}",1\n' if '"' not in text else f"file,price\n{text},1\n", encoding="utf-8")
     if isinstance(meant, str):
@@ -350,7 +350,8 @@ def test_the_picture_that_a_cell_means(tmp_path, there, text, meant):
 
 
 def test_an_absolute_path_with_blanks_or_quotes_around_it(tmp_path):
-    file = pictures(tmp_path, "im/0.png", "elsewhere/im/0.png")
+    file = pictures(tmp_path / "houses", "im/0.png")
+    pictures(tmp_path, "elsewhere/im/0.png")
     file.write_text(f"file,price\n '{tmp_path}/elsewhere/im/0.png' ,1\n")
     assert tables.find_pictures(tables.read_csv(file)) == [str(tmp_path / "elsewhere/im/0.png")]
 
