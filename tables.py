@@ -5,16 +5,26 @@
     targets = standardize(table.values["train"], scale)                          # mean 0, standard deviation 1
     predictions, _ = to_own_units(outputs, scale)
 
+For other tables, the parts of `read_table`:
+
+    sheet = read_csv("anything.csv")               # .rows = [(line, {column: text}), ...]; .notes: what is to be said
+    require_columns(sheet, ["text", "label"])
+    paths, splits, prices = find_pictures(sheet), read_splits(sheet), read_numbers(sheet, "price")
+
 This file needs torch alone and can be copied into any project.
 """
 
-import csv
+import codecs
+import difflib
 import hashlib
-import itertools
 import math
+import mimetypes
 import os
+import re
 import shlex
-from collections import Counter, namedtuple
+import unicodedata
+import zipfile
+from collections import Counter, defaultdict, namedtuple
 from pathlib import Path
 
 import torch
@@ -24,16 +34,585 @@ class TableError(Exception):
     """A CSV that cannot be used. The message is one line that names the way out."""
 
 
-# ---- reading
+# ---- any table -> rows of text
 
-Table = namedtuple("Table", "targets splits values weights")
-Table.__doc__ = """targets: the names of the columns to predict. splits: {"train", "val", maybe "test": [(path, row),
-...]}, where `row` counts from 0 within the split. values: {split: float64 (rows, targets)}. weights: {split: float64
-(rows,)}, of mean 1 over the training split; all 1 without a column of weights."""
+Sheet = namedtuple("Sheet", "file delimiter columns rows notes")
+Sheet.__doc__ = """file: its path. delimiter: what stands between its cells. columns: their names, in order. rows:
+[(number of the line in the file where the row begins, {column: text}), ...]. notes: lines for a person, to which the
+functions below add."""
+
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars |"}
+# UTF-32's begins like UTF-16's, so it comes first.
+BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32-le", codecs.BOM_UTF32_BE: "utf-32-be",
+                    codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
+# How files begin that are no text (None: a zip archive, which may hold several kinds).
+KINDS = {b"PK\x03\x04": None, b"\xd0\xcf\x11\xe0": "an old Excel file", b"PAR1": "a Parquet file",
+         b"ARROW1": "an Arrow file", b"\x89HDF": "an HDF5 file",
+         b"SQLite format": "an SQLite database", b"\x93NUMPY": "a NumPy array",
+         b"\x80\x04": "a Python pickle", b"\x80\x05": "a Python pickle", b"\x1f\x8b": "compressed by gzip",
+         b"BZh": "compressed by bzip2", b"\xfd7zXZ": "compressed by xz", b"\x28\xb5\x2f\xfd": "compressed by zstd",
+         b"7z\xbc\xaf": "a 7z archive", b"Rar!": "a RAR archive", b"%PDF": "a PDF", b"\x89PNG": "a picture",
+         b"\xff\xd8\xff": "a picture", b"{\\rtf": "an RTF document",
+         b"version https://git-lfs": "the pointer to a file in Git LFS, to be fetched by git lfs pull"}
+
+
+def read_csv(file):
+    """Read a table of text, whichever program wrote it: a Sheet. Raises TableError, with the number of the line, for
+    what cannot be read with certainty.
+
+    The first line that is neither blank nor a comment (#) names the columns; a line sep=; before it, as Excel writes
+    it, is obeyed. Otherwise the header and the rows tell the delimiter: a comma, semicolon, tab or bar. Every row must
+    have as many cells as the header. A row of empty cells is passed over.
+    """
+    text, notes = _decode(file)
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    top, delimiter = _find_header(lines, file, notes)
+    delimiter = delimiter or _find_delimiter(lines, top, file)
+    (_, header), *rows = _split(lines, top, delimiter, file)
+    columns = _columns(header, delimiter, f"{file}, line {top + 1}")
+    if delimiter != ",":
+        notes.append(f"note: {file}: read with {DELIMITERS.get(delimiter, repr(delimiter))} between the columns")
+    filled = [(line, cells) for line, cells in rows if any(cell.strip() for cell in cells)]
+    if len(filled) < len(rows):
+        line = next(line for line, cells in rows if not any(cell.strip() for cell in cells))
+        notes.append(f"note: {file}: passed over {_count(len(rows) - len(filled), 'row')} of empty cells (line {line})")
+    if not filled:
+        raise TableError(f"{file} holds no rows below its header")
+    for line, cells in filled:
+        _refuse_misfit(cells, header, f"{file}, line {line}", top + 1)
+    found = [(line, dict(zip(columns, cells, strict=True))) for line, cells in filled]
+    return Sheet(file, delimiter, [name for name in columns if name], found, notes)
+
+
+def _columns(header, delimiter, where):
+    """The names that the cells of the header give; `where` it stands."""
+    columns = [_clean_name(cell) for cell in header]
+    if len(columns) == 1 and any(mark in columns[0] for mark in DELIMITERS):
+        raise TableError(f"{where}: one column, named '{columns[0]}': take away the quotes around the line, or name "
+                         "the delimiter in a first line such as sep=;")
+    if any("\n" in cell and delimiter in cell for cell in header):
+        raise TableError(f'{where}: a quote (") in the header is closed in a later line: close it')
+    if twice := [name for name, count in Counter(columns).items() if count > 1 and name]:
+        raise TableError(f"{where}: the column '{twice[0]}' stands there twice: rename one{_no_header(columns)}")
+    return columns
+
+
+def _refuse_misfit(cells, header, where, header_line):
+    """Raise TableError for a row with more or fewer cells than the header."""
+    if cells == header:
+        raise TableError(f"{where}: the header once more: leave that line out")
+    if len(cells) == len(header):
+        return
+    if len(cells) < len(header):
+        way_out = "every row needs as many, empty ones too"
+    elif any(cell.strip() for cell in cells[len(header) :]):
+        way_out = "a number such as 1,234 needs quotes, or no comma"
+    else:
+        way_out = "take away what ends the row"
+    raise TableError(f"{where}: {_count(len(cells), 'cell')}, and the header (line {header_line}) has {len(header)}: "
+                     f"{way_out}")
+
+
+def _decode(file):
+    """The text of the file, and notes about its encoding."""
+    try:
+        raw = Path(file).read_bytes()
+    except OSError as error:
+        others = sorted(path.name for path in Path(file).parent.glob("*.[ct]sv") if path != Path(file))
+        raise TableError(f"cannot read the labels {file} ({error.strerror})"
+                         + (f": beside it there is {', '.join(others[:3])}" if others else "")) from error
+    for start, kind in KINDS.items():
+        if raw.startswith(start):
+            raise TableError(f"{file} is {kind or _kind_of_zip(file)}: {SAVE_AS_CSV}")
+    mark = next((mark for mark in BYTE_ORDER_MARKS if raw.startswith(mark)), b"")
+    raw, encoding, notes = raw[len(mark) :], BYTE_ORDER_MARKS.get(mark, "utf-8"), []
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = _lines_in(raw[: error.start].decode(encoding, "ignore")) + 1
+        if mark:
+            raise TableError(f"{file}, line {line}: this is no {encoding.upper()}, as the file's first bytes say: "
+                             f"{SAVE_AS_CSV}") from None
+        text = _decode_windows(raw, line, file)
+        notes = [f"note: {file}: line {line} is no UTF-8: the file is read as {WINDOWS}"]
+    if "\0" in text:
+        raise TableError(f"{file}, line {_lines_in(text[: text.index(chr(0))]) + 1}: NUL bytes, so this is no text, or "
+                         f"UTF-16 without a byte order mark: {SAVE_AS_CSV}")
+    if re.match(r"\s*<", text):
+        raise TableError(f"{file} is HTML or XML: {SAVE_AS_CSV}")
+    if re.match(r"""\s*(\{|\[\s*[\[{"\d])""", text):
+        raise TableError(f"{file} is JSON: {SAVE_AS_CSV}")
+    return text, notes
+
+
+WINDOWS = "Windows-1252 (Western European)"
+SAVE_AS_CSV = "save the table as CSV (UTF-8), and name that file"
+
+
+def _kind_of_zip(file):
+    """What a file is that begins like a zip archive."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return "a zip archive, and damaged"
+    if any(name.startswith("xl/") for name in names):
+        return "an Excel file"
+    if any(name.endswith(".iwa") for name in names):
+        return "a Numbers file"
+    return "an OpenDocument file" if "mimetype" in names else "a zip archive"
+
+
+def _decode_windows(raw, line, file):
+    """Bytes, of which this line is the first that is no UTF-8, in the encoding of Western Windows programs."""
+    for number, one in enumerate(raw.splitlines(), 1):
+        try:
+            # Letters beyond ASCII that are UTF-8: the file mixes two encodings, and one of them would turn to rubbish.
+            mixed = not one.isascii() and one.decode("utf-8")
+        except UnicodeDecodeError:
+            mixed = False
+        if mixed:
+            raise TableError(f"{file}: line {number} is UTF-8 and line {line} is not: {SAVE_AS_CSV}")
+    try:
+        return raw.decode("cp1252")
+    except UnicodeDecodeError as error:
+        line = _lines_in(raw[: error.start].decode("latin-1")) + 1
+        raise TableError(f"{file}, line {line}: neither UTF-8 nor Windows-1252: {SAVE_AS_CSV}") from None
+
+
+def _lines_in(text):
+    return len(re.findall(r"\r\n|\r|\n", text))
+
+
+def _find_header(lines, file, notes):
+    """The place of the line that names the columns, and the delimiter of a line sep=; before it, else None."""
+    delimiter, comments = None, []
+    for place, line in enumerate(lines):
+        # Excel's, which a program may since have given empty cells, or quotes.
+        said = re.fullmatch(r'\s*"?sep=(\\t|[^"\w])"?[\s,;|]*', line.strip("\ufeff"), re.IGNORECASE)
+        if said and not delimiter:
+            delimiter = said[1].replace("\\t", "\t")
+        elif re.match(r"\s*#(?![,;\t|])", line):  # but for a column that is called #
+            comments.append(place + 1)
+        elif line.strip(' \t,;|"\xa0\ufeff'):
+            if comments:
+                notes.append(f"note: {file}: passed over {_count(len(comments), 'comment')} above the header (line "
+                             f"{comments[0]})")
+            return place, delimiter
+    raise TableError(f"{file} is empty" if not comments else f"{file} holds comments and no table")
+
+
+def _find_delimiter(lines, top, file):
+    """The delimiter that the header holds; of several the one by which the most rows have as many cells as the header,
+    then the one that makes the most cells.
+    """
+    held = [mark for mark in DELIMITERS if mark in lines[top]]
+    if len(held) < 2:
+        return held[0] if held else ","
+    fitting = {}
+    for mark in held:
+        try:
+            (_, header), *rows = _split(lines, top, mark, file)
+            fitting[mark] = sum(len(cells) == len(header) > 1 for _, cells in rows), len(header)
+        except TableError:  # quotes that make no sense by this delimiter
+            fitting[mark] = 0, lines[top].count(mark)
+    best = [mark for mark in held if fitting[mark] == max(fitting.values())]
+    if len(best) > 1:
+        words = " or ".join(DELIMITERS[mark] for mark in best)
+        raise TableError(f"{file} can be read with {words} between its cells: say which in a first line, such as "
+                         f"sep={best[-1]}")
+    return best[0]
+
+
+QUOTED = re.compile(r' *"([^"]*(?:""[^"]*)*)"(?!") *')
+
+
+def _split(lines, top, delimiter, file):
+    """[(number of the line where the row begins, [cell, ...]), ...] from the line at `top` on, without blank lines."""
+    rows, place = [], top
+    while place < len(lines):
+        begin, line = place, lines[place]
+        if '"' in line:
+            cells, place = _split_quoted(lines, place, delimiter, file)
+            rows.append((begin + 1, cells))
+        elif line.strip(" \xa0\ufeff"):
+            rows.append((begin + 1, line.split(delimiter)))
+        place += 1
+    return rows
+
+
+def _split_quoted(lines, place, delimiter, file):
+    """The cells of the row that begins in the line at `place`, and the place of the line where it ends. A cell in
+    quotes may hold delimiters, line breaks and doubled quotes. (Python's csv lets a quote that is never closed swallow
+    all rows below it.)
+    """
+    cells, rest, more = [], lines[place], delimiter
+    # Until no delimiter follows a cell.
+    while more:
+        if rest.lstrip(" ").startswith('"'):
+            opens = place
+            while not (found := QUOTED.match(rest)):
+                end = next((i for i in range(place + 1, len(lines)) if '"' in lines[i]), None)
+                if end is None:
+                    raise TableError(f'{file}, line {opens + 1}: a quote (") opens here and is not closed: close it, '
+                                     "or take it away")
+                rest, place = "\n".join([rest, *lines[place + 1 : end + 1]]), end
+            cell = found[1].replace('""', '"')
+            behind, more, rest = rest[found.end() :].partition(delimiter)
+            if behind:
+                since = f" (it opens in line {opens + 1})" if opens != place else ""
+                raise TableError(f'{file}, line {place + 1}: text behind a closing quote ("){since}: put the whole '
+                                 'cell into quotes, those within it twice ("")')
+        else:
+            cell, more, rest = rest.partition(delimiter)
+        cells.append(cell)
+    return cells, place
+
+
+def _clean_name(name):
+    """The name of a column, as it is compared: letters with accents in one form, on one line."""
+    return unicodedata.normalize("NFC", " ".join(name.strip("\ufeff").splitlines()).strip())
+
+
+def _count(number, word):
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _shown(text):
+    """A cell as it can stand in one line: with a line break as \\n."""
+    text = text if len(text) <= 60 else f"{text[:57]}..."
+    return "'" + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text) + "'"
+
+
+# ---- columns: their names, numbers, splits
+
+
+def pick_columns(names, sheet):
+    """The columns that these names mean, a list. A name that holds a comma, and so has come in parts, is put together.
+    """
+
+    def without_blanks(text):
+        return ",".join(part.strip() for part in _clean_name(text).split(","))
+
+    known = {without_blanks(column): column for column in sheet.columns}
+    found, names = [], [without_blanks(name) for name in names]
+    while names:
+        # As many parts as make up the name of a column, or one.
+        size = next((n for n in range(len(names), 0, -1) if ",".join(names[:n]) in known), 1)
+        name = ",".join(names[:size])
+        found.append(known.get(name, name))
+        del names[:size]
+    if twice := [name for name, count in Counter(found).items() if count > 1]:
+        raise TableError(f"the target {twice[0]} is named twice")
+    return found
+
+
+def require_columns(sheet, names):
+    """Raise TableError if a column is missing."""
+    if not (missing := [name for name in names if name not in sheet.columns]):
+        return
+    like = {re.sub(r"[\s_-]", "", column).casefold(): column for column in sheet.columns}
+    close = difflib.get_close_matches(re.sub(r"[\s_-]", "", missing[0]).casefold(), like, 1)
+    meant = f"; did you mean '{like[close[0]]}'?" if close else ""
+    raise TableError(f"{sheet.file} has no column {', '.join(map(repr, missing))}: there are {', '.join(sheet.columns)}"
+                     f"{meant}{_no_header(sheet.columns, sheet.file)}{_encoding(sheet)}")
+
+
+def _encoding(sheet):
+    """Words for a name that may be there in another encoding."""
+    return f" (it is read as {WINDOWS}: if it is not, save it as UTF-8)" if WINDOWS in "".join(sheet.notes) else ""
+
+
+def _no_header(columns, file=None):
+    """Words for a first line that looks like a row."""
+    for name in columns:
+        if PLAIN.fullmatch(name) or file and name and os.path.isfile(os.path.join(Path(file).parent, name)):
+            return f" (the first line that is no comment, #, must name the columns, and it holds '{name}')"
+    return ""
+
+
+PLAIN = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+WITH_COMMA = re.compile(r"[-+]?\d*,\d+(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+# The comma, or point, may as well separate thousands.
+EITHER = re.compile(r"[-+]?[1-9]\d{0,2}[.,]\d{3}", re.ASCII)
+WITH_POINTS = "write all with a decimal point, and none with thousands separators"
+# How programs write that there is no number.
+NOTHING = {"", "-", "?", "\\n", "na", "n/a", "#n/a", "nan", "none", "null"}
+
+
+def read_numbers(sheet, column, may_lack=None):
+    """The numbers of a column, a list. Raises TableError for a cell that is no number: Python would take 1_000 and nan.
+
+    A column of numbers such as 1,5 is read with decimal commas, and 1,234 refused where none of them tells what it
+    means. may_lack: for each row, whether it may be without a number, which is None then.
+    """
+    where = [f"{sheet.file}, line {line}" for line, _ in sheet.rows]
+    texts = [row[column].strip() for _, row in sheet.rows]
+    lack = [may and text.lower() in NOTHING for text, may in zip(texts, may_lack or [False] * len(texts), strict=True)]
+    for place, text in enumerate(texts):
+        if not (lack[place] or PLAIN.fullmatch(text) or WITH_COMMA.fullmatch(text)):
+            raise TableError(f"{where[place]}: {column} is {_no_number(text)}")
+    _refuse_doubtful_marks([(w, text) for w, text, no in zip(where, texts, lack, strict=True) if not no], column, sheet)
+    numbers = [None if lack[place] else float(text.replace(",", ".")) for place, text in enumerate(texts)]
+    for place, number in enumerate(numbers):
+        if number is not None and not math.isfinite(number):
+            raise TableError(f"{where[place]}: {column} is {texts[place]}: it must be finite")
+    return numbers
+
+
+def _refuse_doubtful_marks(found, column, sheet):
+    """Raise TableError if a comma or point in numbers may mean two things; else add to the notes which was taken.
+    found: [(where it stands, text), ...]
+    """
+
+    def two_meanings(where, text):
+        return f"{where}: {column} is '{text}', which may mean {text.replace(',', '.')} or {re.sub('[.,]', '', text)}"
+
+    commas = [(where, text) for where, text in found if "," in text]
+    points = [(where, text) for where, text in found if "." in text]
+    certain = [(where, text) for where, text in commas or points if not EITHER.fullmatch(text)]
+    if commas and points:
+        where, text = commas[0]
+        raise TableError(f"{where}: {column} is '{text}', and '{points[0][1]}' elsewhere: {WITH_POINTS}")
+    if commas and certain:
+        where, text = certain[0]
+        sheet.notes.append(f"note: {where}: {column} has decimal commas: '{text}' is {text.replace(',', '.')}")
+    elif commas:
+        raise TableError(f"{two_meanings(*commas[0])}: {WITH_POINTS}")
+    # A table with other delimiters may come from where a point separates thousands.
+    elif points and not certain and sheet.delimiter != ",":
+        if len(points) < len(found):  # as with 950 beside 1.234
+            raise TableError(f"{two_meanings(*points[0])}: {WITH_POINTS}")
+        where, text = points[0]
+        sheet.notes.append(f"note: {where}: {column} is read with decimal points: '{text}' is not "
+                           f"{text.replace('.', '')}")
+
+
+def _no_number(text):
+    """Words for a cell that is no number."""
+    if re.fullmatch(r"[-+]?(nan|inf|infinity)", text, re.IGNORECASE):
+        return f"{text}: it must be finite"
+    if text.lower() in NOTHING:
+        return f"'{text}', which is not a number: write one, or leave that row out"
+    plainly = "write it plainly, such as 1234.5, without units and thousands separators"
+    return f"{_shown(text)}, which is not a number{f': {plainly}' if re.search('[0-9]', text) else ''}"
 
 
 # What may stand in the column `split`.
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+          "test": "test", "testing": "test"}
+
+
+def read_splits(sheet):
+    """train, val or test for each row, from the column `split`; None for each where there is no such column."""
+    named = [column for column in sheet.columns if column.casefold() == "split"]
+    if not named:
+        return [None] * len(sheet.rows)
+    if len(named) > 1:
+        raise TableError(f"{sheet.file} has the columns {' and '.join(named)}: rename one")
+    texts = [row[named[0]] for _, row in sheet.rows]
+    for (line, _), text in zip(sheet.rows, texts, strict=True):
+        if text.strip().lower() not in SPLITS:
+            raise TableError(f"{sheet.file}, line {line}: the split is {_shown(text)}: write train, val or test")
+    return [SPLITS[text.strip().lower()] for text in texts]
+
+
+# ---- the pictures that a column names
+
+
+def find_pictures(sheet, column="file"):
+    """The path of the file that each row names, a list; names are relative to the CSV's folder. Where there is no such
+    file, the one is taken that differs in upper and lower case, in how accents are stored, in backslashes, in blanks
+    or quotes around it, by a missing ending, or by the folders before it. Raises TableError if none or several do.
+
+    Adds to the notes what was found so, and which pictures beside those named stand in no row.
+    """
+    folder, listed = str(Path(sheet.file).parent), {}
+    paths, others, absent = [], [], []
+    for line, row in sheet.rows:
+        text = row[column]
+        path = os.path.join(folder, text)
+        if not os.path.isfile(path):
+            found = _similar(text, folder, listed)
+            if len(found) > 1:
+                raise TableError(f"{sheet.file}, line {line}: {_shown(text)} may be {' or '.join(sorted(found)[:3])}: "
+                                 "write the one that is meant")
+            (others if found else absent).append((line, text, *found))
+            path = found[0] if found else None
+        paths.append(path)
+    _refuse_swallowed(sheet, folder)
+    if absent:
+        line, text = absent[0]
+        where, more = f"{sheet.file}, line {line}", f" (and {len(absent) - 1} more are missing)" if absent[1:] else ""
+        if not _parts(text):
+            raise TableError(f"{where}: the column {column} names no picture: leave that row out{more}")
+        close = _closest(text, folder, listed)
+        raise TableError(f"{where}: no such picture: {' '.join(os.path.join(folder, text).splitlines())}"
+                         f"{f'; did you mean {close}?' if close else ''}{more}{_encoding(sheet)}")
+    _refuse_mistaken(sheet, column, paths, {line for line, *_ in others})
+    if others:
+        line, text, path = others[0]
+        sheet.notes.append(f"note: {sheet.file}: {_count(len(others), 'picture')} found under another name than in the "
+                           f"column {column}: {_shown(text)} (line {line}) is {os.path.relpath(path, folder)}")
+    sheet.notes.extend(_unlisted(sheet.file, paths, listed))
+    return paths
+
+
+def _names(folder, listed):
+    """What a folder holds: {key: [name, ...]} by whole names, the same by names without ending, and the set of those
+    that are folders. listed: what is known already.
+    """
+    if folder not in listed:
+        whole, stems, folders = defaultdict(list), defaultdict(list), set()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    whole[_key(entry.name)].append(entry.name)
+                    stem, ending = os.path.splitext(_key(entry.name))
+                    if ending not in NO_PICTURES:
+                        stems[stem].append(entry.name)
+                    if entry.is_dir():
+                        folders.add(entry.name)
+        except OSError:
+            pass
+        listed[folder] = whole, stems, folders
+    return listed[folder]
+
+
+# Of files beside a picture that have its name, but for the ending.
+NO_PICTURES = {".txt", ".xml", ".json", ".csv", ".yaml", ".yml", ".npy", ".md"}
+ENDINGS = {".jpeg": ".jpg", ".tiff": ".tif"}
+
+
+def _key(name):
+    """A file's name as it is compared: without case, accents in one form."""
+    if re.search("[\ud800-\udfff]", name):  # bytes on the disk that are no UTF-8
+        name = os.fsencode(name).decode("cp1252", "replace")
+    stem, ending = os.path.splitext(unicodedata.normalize("NFC", name.strip().casefold()))
+    return stem + ENDINGS.get(ending, ending)
+
+
+def _parts(text):
+    """The names of folders and file in a path, however it is written."""
+    # Also a byte order mark, where two files were joined, a blank without width, and a text's round quotes.
+    text = text.strip(" \t\n\xa0\ufeff\u200b").strip("'\"\u2018\u2019\u201c\u201d").replace("\\", "/")
+    return [part for part in (part.strip() for part in text.split("/")) if part not in ("", ".")]
+
+
+def _below(folder, parts, listed):
+    """The files below a folder whose path is `parts`, but for case, accents and a missing ending."""
+
+    def inside(folders, part, kind):  # 0: by whole names; 1: by names without ending
+        found = []
+        for folder in folders:
+            names = [".."] if part == ".." else _names(folder, listed)[kind].get(_key(part), [])
+            found += [os.path.join(folder, name) for name in ([part] if part in names else names)]
+        return found
+
+    folders = [folder]
+    for part in parts[:-1]:
+        folders = inside(folders, part, 0)
+    whole = [path for path in inside(folders, parts[-1], 0) if os.path.isfile(path)]
+    return whole or [path for path in inside(folders, parts[-1], 1) if os.path.isfile(path)]
+
+
+def _similar(text, folder, listed):
+    """The files that a cell of the table may mean, the likeliest kind of them alone."""
+    if not (parts := _parts(text)):
+        return []
+    absolute = re.match(r"[\s'\"]*([a-z]+:|/|\\|~)", text, re.IGNORECASE)
+    if absolute and os.path.isfile(path := "/" + "/".join(parts)):
+        return [path]
+    if found := _below(folder, parts, listed):
+        return found
+    # Relative to the folder above, where the CSV lies in a folder of its own.
+    if not absolute and os.path.isfile(path := os.path.normpath(os.path.join(folder, "..", *parts))):
+        return [path]
+    # Written elsewhere: the longest end of the path that is here. Of a relative one a folder must be left, or the last
+    # that is dropped must be this one: a/1.jpg is not 1.jpg.
+    for i in range(1, len(parts)):
+        here = _key(parts[i - 1]) == _key(os.path.basename(os.path.abspath(folder)))
+        if (absolute or here or i < len(parts) - 1) and (found := _below(folder, parts[i:], listed)):
+            return found
+    # Without the folder that the pictures lie in.
+    return [path for name in _homes(folder, listed).get(_key(parts[0]), ())
+            for path in _below(os.path.join(folder, name), parts, listed)]
+
+
+def _homes(folder, listed):
+    """{key of a name, with and without ending: [the folders in `folder` that hold it, ...]}"""
+    if (folder, "homes") not in listed:
+        homes = defaultdict(list)
+        for name in sorted(name for name in _names(folder, listed)[2] if not name.startswith(".")):
+            whole, stems, _ = _names(os.path.join(folder, name), listed)
+            for key in {*whole, *stems}:
+                homes[key].append(name)
+        listed[folder, "homes"] = homes
+    return listed[folder, "homes"]
+
+
+def _closest(text, folder, listed):
+    """The path below the folder that is most like a cell that names no file, or None."""
+    parts, depth = _parts(text), 0
+    # As far down as there are such folders.
+    while parts[depth] in _names(os.path.join(folder, *parts[:depth]), listed)[2] and depth < len(parts) - 1:
+        depth += 1
+    _, stems, _ = _names(os.path.join(folder, *parts[:depth]), listed)
+    if close := difflib.get_close_matches(os.path.splitext(_key(parts[depth]))[0], stems, 1, 0.7):
+        return os.path.join(*parts[:depth], stems[close[0]][0], *parts[depth + 1 :])
+    # Of the same name in another folder.
+    homes = _homes(folder, listed).get(_key(parts[-1]))
+    return os.path.join(homes[0], parts[-1]) if homes else None
+
+
+def _refuse_swallowed(sheet, folder):
+    """Raise TableError for a row that has swallowed others, where that of a later row has closed its quote."""
+    for line, row in sheet.rows:
+        for inside in (more for text in row.values() if "\n" in text for more in text.split("\n")[1:]):
+            cells = [cell.strip() for cell in inside.split(sheet.delimiter)]
+            named = [cell for cell in cells if cell and os.path.isfile(os.path.join(folder, cell))]
+            if named and len(cells) > 1:
+                raise TableError(f'{sheet.file}, line {line}: a cell in quotes (") holds the row of {named[0]}: close '
+                                 "the quote that opens here before the end of its line, or take it away")
+
+
+def _refuse_mistaken(sheet, column, paths, lines):
+    """Raise TableError if names that differ have led to one file; lines: of the rows found under another name."""
+    first = {}
+    for (line, row), path in zip(sheet.rows, paths, strict=True):
+        before, text = first.setdefault(os.path.normpath(path), (line, row[column]))
+        if text == row[column] or not lines & {before, line}:
+            continue
+        if [*map(_key, _parts(text))] != [*map(_key, _parts(row[column]))]:
+            raise TableError(f"{sheet.file}, lines {before} and {line}: {_shown(text)} and {_shown(row[column])} both "
+                             f"lead to {path}: write the paths as they are here")
+
+
+def _unlisted(file, paths, listed):
+    """A note about the pictures that lie beside those of the table and are in no row, if there are any."""
+    known = {os.path.normpath(path) for path in paths}
+    endings = {os.path.splitext(path)[1].lower() for path in known} - NO_PICTURES - {""}
+
+    def is_picture(name):
+        return os.path.splitext(name)[1].lower() in endings or str(mimetypes.guess_type(name)[0]).startswith("image/")
+
+    rest = []
+    for folder in sorted({os.path.dirname(path) for path in known}):
+        whole, _, folders = _names(folder or ".", listed)
+        names = sorted(name for names in whole.values() for name in names if name[0] != "." and name not in folders)
+        rest += [os.path.join(folder, name) for name in names
+                 if os.path.join(folder, name) not in known and is_picture(name)]
+    some = ", ".join(os.path.relpath(path, Path(file).parent) for path in rest[:3])
+    return [f"note: {file}: {_count(len(rest), 'picture')} beside those of the table in no row: {some}"
+            f"{' ...' if len(rest) > 3 else ''}"] if rest else []
+
+
+# ---- the table to learn from
+
+Table = namedtuple("Table", "targets splits values weights notes", defaults=[()])
+Table.__doc__ = """targets: the names of the columns to predict. splits: {"train", "val", maybe "test": [(path, row),
+...]}, where `row` counts from 0 within the split. values: {split: float64 (rows, targets)}. weights: {split: float64
+(rows,)}, of mean 1 over the training split; all 1 without a column of weights. notes: lines for a person."""
 
 
 def read_table(file, targets, split_paths, val_split=0.2, weight_column=None, log=False):
@@ -43,9 +622,15 @@ def read_table(file, targets, split_paths, val_split=0.2, weight_column=None, lo
         the share is `val_split`.
     """
     samples = {split: [] for split in ("train", "val", "test")}
-    rows = read_rows(file, targets, weight_column, log)
+    sheet = read_csv(file)
+    targets = pick_columns(targets, sheet)
+    rows = _rows_of(sheet, targets, weight_column, log)
     for path, split, numbers, weight in rows:
-        samples[split or "train"].append((path, numbers, weight))
+        if numbers is not None:
+            samples[split or "train"].append((path, numbers, weight))
+    if without := sum(numbers is None for _, _, numbers, _ in rows):
+        sheet.notes.append(f"note: {file}: left out {_count(without, 'row')} of the split test without a number: "
+                           "predict.py --labels predicts them")
     if rows[0][1] is None:  # there is no column `split`
         paths = list(dict.fromkeys(path for path, _, _ in samples["train"]))
         aside = set(split_paths(paths, val_split, Path(file).parent)[1])
@@ -65,84 +650,76 @@ def read_table(file, targets, split_paths, val_split=0.2, weight_column=None, lo
             raise TableError(f"{file}: the weights of the split {split} add up to {weights[split].sum():g}")
     weights = {split: w / weights["train"].mean() for split, w in weights.items()}
     splits = {split: [(path, i) for i, (path, _, _) in enumerate(found)] for split, found in samples.items()}
-    return Table(list(targets), splits, values, weights)
+    return Table(targets, splits, values, weights, sheet.notes)
 
 
-def read_rows(file, targets, weight_column=None, log=False):
-    """[(path, split or None, [number of each target], weight), ...] from a CSV with a column `file` (paths relative to
-    the CSV's folder), numeric columns `targets`, and maybe a column `split` of train, val (valid, validation) and test.
-    log: the targets will be taken the logarithm of, so they must be above zero. Raises TableError, with the number of
-    the line in the file, for whatever cannot be used.
+def read_rows(file, targets, weight_column=None, log=False, numbers_optional=False):
+    """[(path, split or None, [number of each target] or None, weight), ...] and notes, from a table (see `read_csv`)
+    with a column `file` (see `find_pictures`), numeric columns `targets`, and maybe a column `split` of train, val
+    (valid, validation, dev) and test.
+
+    log: the targets will be taken the logarithm of, so they must be above zero. numbers_optional: rows may lack their
+    numbers, which are None then; without it, those of the split test may. Raises TableError, with the number of the
+    line in the file, for whatever cannot be used.
     """
-    rows, columns = _read_csv(file)
-    needed = ["file", *targets, *([weight_column] if weight_column else [])]
-    if missing := [name for name in needed if name not in columns]:
-        raise TableError(f"{file} has no column {', '.join(map(repr, missing))}: there are {', '.join(columns)}")
-    if twice := [name for name, count in Counter(targets).items() if count > 1]:
-        raise TableError(f"the target {twice[0]} is named twice")
+    sheet = read_csv(file)
+    return _rows_of(sheet, pick_columns(targets, sheet), weight_column, log, numbers_optional), sheet.notes
+
+
+def _rows_of(sheet, targets, weight_column=None, log=False, numbers_optional=False):
+    """The rows of `read_rows`. targets: as the columns are named."""
+    weight_column = weight_column and pick_columns([weight_column], sheet)[0]
+    missing = [name for name in targets if name not in sheet.columns]
+    if missing and numbers_optional:
+        sheet.notes.append(f"note: {sheet.file} has no column {', '.join(map(repr, missing))}: nothing to score by")
+        require_columns(sheet, ["file"])
+    else:
+        require_columns(sheet, ["file", *targets, *([weight_column] if weight_column else [])])
     for name in targets:
         if other := [t for t in targets if t.startswith((f"{name}_prediction", f"{name}_q"))]:
             raise TableError(f"{other[0]} could be a column of predictions of {name}: rename it")
-    found, absent = [], []
-    for line, row in rows:
-        where = f"{file}, line {line}"
-        path = os.path.join(Path(file).parent, row["file"])
-        if not os.path.isfile(path):
-            absent.append(f"{where}: no such picture: {path}")
-        split = SPLITS.get(row["split"].strip().lower()) if "split" in columns else None
-        if "split" in columns and split is None:
-            raise TableError(f"{where}: the split is '{row['split']}': write train, val or test")
-        numbers = [_number(row[name], name, where) for name in targets]
-        if log and min(numbers) <= 0:
-            raise TableError(f"{where}: {targets[numbers.index(min(numbers))]} is {min(numbers):g}, which has no "
-                            "logarithm: leave --log-target out, or that row")
-        weight = _number(row[weight_column], weight_column, where) if weight_column else 1.0
+    splits = read_splits(sheet)
+    may_lack = [numbers_optional or split == "test" for split in splits]
+    if missing:
+        numbers = [None] * len(splits)
+    else:
+        columns = [read_numbers(sheet, name, may_lack) for name in targets]
+        # A score can do with some of a row's numbers, a loss needs all.
+        lacking = all if numbers_optional else any
+        numbers = [None if lacking(number is None for number in found) else list(found)
+                   for found in zip(*columns, strict=True)]
+    weights = read_numbers(sheet, weight_column) if weight_column else [1.0] * len(splits)
+    for (line, _), found, weight in zip(sheet.rows, numbers, weights, strict=True):
+        where = f"{sheet.file}, line {line}"
+        if log and found and min(found) <= 0:
+            raise TableError(f"{where}: {targets[found.index(min(found))]} is {min(found):g}, which has no logarithm: "
+                             "leave --log-target out, or that row")
         if weight < 0:
             raise TableError(f"{where}: the weight {weight_column} is {weight:g}: it must be 0 or above")
-        found.append((path, split, numbers, weight))
-    if absent:
-        raise TableError(absent[0] + (f" (and {len(absent) - 1} more are missing)" if len(absent) > 1 else ""))
-    return found
+    paths = find_pictures(sheet)
+    sheet.notes.extend(_repeated(sheet, paths, numbers))
+    return list(zip(paths, splits, numbers, weights, strict=True))
 
 
-def _read_csv(file):
-    """([(number of the line, {column: text}), ...], [column, ...])"""
-    try:
-        with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-            reader = csv.reader(lines)
-            columns = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except OSError as error:
-        raise TableError(f"cannot read the labels {file} ({error.strerror})") from error
-    except csv.Error as error:
-        raise TableError(f"{file} is no CSV file ({error})") from error
-    if len(columns) == 1 and (mark := next((m for m in ";\t" if m in columns[0]), None)):
-        raise TableError(f"{file} is separated by {'semicolons' if mark == ';' else 'tabs'}: save it with commas")
-    for line, cells in rows:
-        if any(cell.strip() for cell in cells[len(columns) :]):
-            raise TableError(f"{file}, line {line}: more cells than the header has columns; a number such as 1,234 "
-                             "needs quotes, or no comma")
-    if twice := [name for name, count in Counter(columns).items() if count > 1 and name]:
-        raise TableError(f"{file} has the column '{twice[0]}' twice: rename one")
-    if not rows:
-        raise TableError(f"{file} holds no rows below its header")
-    # A line that is too short has empty cells at its end.
-    whole = [(line, dict(itertools.zip_longest(columns, cells[: len(columns)], fillvalue=""))) for line, cells in rows]
-    return whole, [name for name in columns if name]
-
-
-def _number(text, column, where):
-    try:
-        number = float(text)
-    except ValueError:
-        raise TableError(f"{where}: {column} is '{text}', which is not a number") from None
-    if not math.isfinite(number):
-        raise TableError(f"{where}: {column} is {number}: it must be finite")
-    return number
+def _repeated(sheet, paths, numbers):
+    """A warning about pictures that stand in several rows, if there are any."""
+    rows = defaultdict(list)
+    for (line, _), path, found in zip(sheet.rows, paths, numbers, strict=True):
+        rows[os.path.normpath(path)].append((line, found))
+    several = {path: found for path, found in rows.items() if len(found) > 1}
+    differ = {path: found for path, found in several.items() if any(n != found[0][1] for _, n in found)}
+    if not several:
+        return []
+    path, found = next(iter((differ or several).items()))
+    where = ", ".join(str(line) for line, _ in found[:5])
+    return [f"warning: {sheet.file}: {_count(len(several), 'picture')} in several rows, {len(differ) or 'none'} with "
+            f"different numbers: {os.path.basename(path)} in the lines {where}"]
 
 
 def describe(table):
-    """A table of the rows per split, with the smallest, mean, median and largest value of each target."""
+    """A table of the rows per split, with the smallest, mean, median and largest value of each target; and
+    the notes.
+    """
     width = max(len(name) for name in [*table.targets, "target"])
     lines = [f"{'target':<{width}}  split   rows     smallest         mean       median      largest"]
     for i, name in enumerate(table.targets):
@@ -151,7 +728,7 @@ def describe(table):
             numbers = (column.min(), column.mean(), column.quantile(0.5), column.max())
             numbers = "".join(f"{v.item():13.6g}" for v in numbers)
             lines.append(f"{name:<{width}}  {split:<5} {len(column):6d}{numbers}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *table.notes])
 
 
 def fingerprint(table):

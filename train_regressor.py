@@ -137,11 +137,12 @@ def train(args, saved, stop):
     say = partial(tqdm.write, file=None if rank == 0 else sys.stderr)
 
     # ---- 3 data ------------------------------------------------------------------------------------------------------
-    targets = args.target
     labels_file = os.path.join(args.data, args.labels)
     # Rows without a split: a share of --val-split is set aside, by a hash of the file's name.
-    table = tables.read_table(labels_file, targets, data.split_by_hash, args.val_split,
+    table = tables.read_table(labels_file, args.target, data.split_by_hash, args.val_split,
                               args.sample_weight, args.log_target)
+    # The columns that --target names, of which one may hold a comma.
+    targets = table.targets
     fingerprint = tables.fingerprint(table)
     # A resumed run needs the rows that it began with.
     if saved:

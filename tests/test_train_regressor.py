@@ -188,6 +188,27 @@ def test_bad_input(regress, discs, error_of, tmp_path, options, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_table_from_a_spreadsheet_trains_the_same(regress, discs, capsys):
+    """Semicolons, decimal commas, backslashes, Windows' encoding, and a target with a comma in its name."""
+    plain = regress()
+    lines = [line.split(",") for line in (discs / "labels.csv").read_text().splitlines()]
+    header = f'file;"{lines[0][1]}, größe";place;weight;split'
+    rows = [";".join([file.replace("/", "\\"), radius.replace(".", ","), *more]) for file, radius, *more in lines[1:]]
+    (discs / "excel.csv").write_text("\r\n".join(["sep=;", header, *rows, ";;;;"]), encoding="cp1252", newline="")
+    capsys.readouterr()
+    run = regress(labels="excel.csv", target="radius, größe")
+    out = capsys.readouterr().out
+    for words in ("line 2 is no UTF-8", "read with semicolons", "passed over 1 row of empty cells (line 37)",
+                  "line 3: radius, größe has decimal commas: '", "34 pictures found under another name"):
+        assert len([line for line in out.splitlines() if line.startswith("note: ") and words in line]) == 1, words
+    a, b = (read(folder / "last.pt") for folder in (plain, run))
+    assert equal(a["model"], b["model"]) and b["targets"] == b["outputs"] == ["radius, größe"]
+    train_regressor.main(["--resume", str(run / "last.pt"), "--target", "radius, größe", "--epochs", "2"])
+    with pytest.raises(SystemExit, match="0"):
+        predict.main(["--checkpoint", str(run / "best.pt"), "--labels", str(discs / "excel.csv"), "--split", "test"])
+    assert "decimal commas" in capsys.readouterr().err
+
+
 def test_resume_refuses_other_numbers(regress, discs, tmp_path, error_of):
     run = regress()
     shutil.copytree(discs, tmp_path / "moved")
