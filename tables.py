@@ -658,8 +658,9 @@ def read_rows(file, targets, weight_column=None, log=False, numbers_optional=Fal
     with a column `file` (see `find_pictures`), numeric columns `targets`, and maybe a column `split` of train, val
     (valid, validation, dev) and test.
 
-    log: the targets will be taken the logarithm of, so they must be above zero. numbers_optional: rows may lack their
-    numbers, which are None then; without it, those of the split test may. Raises TableError, with the number of the
+    log: the targets will be taken the logarithm of, so they must be above zero. numbers_optional: rows may lack
+    numbers: None in place of one, and in place of the list where there is none at all. Without it, rows of the split
+    test may, whose list is None then. Raises TableError, with the number of the
     line in the file, for whatever cannot be used.
     """
     sheet = read_csv(file)
