@@ -63,9 +63,9 @@ RUN_FILES = {"args.json", "last.pt", "best.pt"}
 RUN_PICTURES = {"curves.png", "confusion.png", "predicted.png", "residuals.png", "mistakes.png", "find_lr.png"}
 
 Folder = namedtuple("Folder", "path name pictures folders others left_out total is_run")
-Folder.__doc__ = """name: in NFC. pictures: the paths of those that lie right in it. folders: the Folders in it. others: a
-Counter of its files that are no pictures, by extension. left_out: {(kind, place): pictures}, of what is not looked into,
-the kind being "by-product", "hidden" or "run". total: pictures in it and below. is_run: is it the folder of a run?"""
+Folder.__doc__ = """name: in NFC. pictures: the paths of those right in it. folders: the Folders in it. others: a Counter of
+its files that are no pictures, by extension. left_out: {(kind, place): pictures}, of what is not looked into, the kind
+being "by-product", "hidden" or "run". total: pictures in it and below. is_run: is it the folder of a run?"""
 
 
 def nfc(name):
@@ -95,9 +95,9 @@ def look_into(path, above=()):
                 left_out["run", os.path.join(inside, "")] = folder.total + folder.left_out.total()
             else:
                 folders.append(folder)
-    total = len(pictures) + sum(folder.total for folder in folders)
-    name = nfc(os.path.basename(path))
-    return Folder(path, name, pictures, folders, others, left_out, total, _is_run(name, names, pictures, folders, left_out))
+    own_name, total = nfc(os.path.basename(path)), len(pictures) + sum(folder.total for folder in folders)
+    is_run = _is_run(own_name, names, pictures, folders, left_out)
+    return Folder(path, own_name, pictures, folders, others, left_out, total, is_run)
 
 
 def is_picture(name):
@@ -129,7 +129,7 @@ def _kind_of_name(name):
 
 
 def _pictures_not_looked_into(path, name, is_folder):
-    """(place, pictures) of what is left out by its name: its own path, for a file such as ._cat.png that of all like it."""
+    """(place, pictures) of what is left out by its name; the place of a file such as ._cat.png is that of all like it."""
     if is_folder:
         inside = os.path.join(path, name, "")
         return inside, sum(is_picture(file) for _, _, files in os.walk(inside) for file in files)
@@ -170,8 +170,8 @@ def _below(path, tree):
 
 
 def list_folder(folder, ignored=None):
-    """Sorted paths of the pictures in a folder and all folders below it, by extension; hidden ones, by-products of other
-    programs and runs of these scripts are left out. Raises DataError.
+    """Sorted paths of the pictures in a folder and all folders below it, by extension. Hidden ones, by-products of
+    other programs and runs of these scripts are left out. Raises DataError.
     ignored: a Counter that takes files that are no pictures, by extension, and pictures that are left out, by place.
     """
     tree = look_into(folder)
@@ -195,8 +195,8 @@ Images.__doc__ = """classes: sorted names, in NFC. splits: {"train", "val", mayb
 ignored: a Counter of what was passed over: files that are no pictures, by extension; pictures left out, by place.
 notes: lines about how the folders were understood, and what was passed over."""
 
-# The names of the folders of the splits; and the words by which others are known, alone or within a longer name, such as
-# Training, seg_train, val2017, testSet.
+# The names of the folders of the splits; and the words by which others are known, alone or in a longer name: Training,
+# seg_train, val2017, testSet.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 SPLIT_WORDS = {
     "train": {"train", "training", "trainset", "trainval", "trn"},
@@ -251,15 +251,15 @@ def find_images(root, val_split=0.2, least=2):
 
 
 def _split_folders(tree):
-    """({split: [tree, its folder, maybe one in that, ..., the one that holds the classes]}, lines). {"train": [tree]} if
-    the folders in `tree` are the classes.
+    """({split: [tree, its folder, maybe one in that, ..., the one that holds the classes]}, lines). Where the folders in
+    `tree` are the classes: {"train": [tree]}.
     """
     like_splits = [folder for folder in tree.folders if _splits_in(folder.name)]
     others = [folder for folder in _with_pictures(tree) if folder not in like_splits]
     if not like_splits:
         return {"train": [tree]}, []
     if len(others) >= 2 and all(_splits_in(f.name) == {"train"} and not _with_pictures(f) for f in like_splits):
-        return {"train": [tree]}, [f"note: pictures lie right in {_listed(like_splits)}, so this is read as a class, like "
+        return {"train": [tree]}, [f"note: read {_listed(like_splits)} as a class, since pictures lie right in it, like "
                                    f"{_listed(others)} beside it"]
 
     named = {split: _best_named(split, tree.folders) for split in SPLITS}
@@ -275,8 +275,8 @@ def _split_folders(tree):
     alone = not named["val"] and not named["test"]
     unclear = [folder for folder in like_splits if len(_splits_in(folder.name)) > 1]
     if _rank(train.name, "train") and unclear or _rank(train.name, "train") == 2 and alone and others:
-        raise DataError(f"{tree.path} holds {train.name}/, perhaps the split train, beside {_listed(unclear + others)}: "
-                        f"{way_out}")
+        raise DataError(f"{tree.path} holds {train.name}/, perhaps the split train, beside "
+                        f"{_listed(unclear + others)}: {way_out}")
     chains = {split: [tree, *_nested(folders[0])] for split, folders in named.items() if folders}
     misnamed = [f"{_below(chain[-1].path, tree)} as {split}" for split, chain in chains.items()
                 if len(chain) > 2 or chain[1].name not in SPLITS[split]]
@@ -301,7 +301,7 @@ def _rank(name, split):
 
 
 def _best_named(split, folders):
-    """Of the folders whose names speak of this split and of no other, those that fit best: one, if it is unambiguous."""
+    """Of the folders whose names speak of this split and of no other, those that fit best: one, unless it is unclear."""
     found = [folder for folder in folders if _splits_in(folder.name) == {split}]
     found = [folder for folder in found if folder.total] or found
     best = min((_rank(folder.name, split) for folder in found), default=0)
@@ -353,22 +353,23 @@ def _classes_in(folder, known=None, train=None):
         raise DataError(f"no class folders in {folder.path}{right_in_it}: put the pictures of each class into a folder "
                         f"named after it{without}")
     if twice := [name for name, count in Counter(f.name for f in inside).items() if count > 1]:
-        raise DataError(f"{folder.path} holds two folders named {twice[0]}, whose letters are written by other characters "
-                        "(Unicode NFC and NFD): put the pictures of both into one")
+        raise DataError(f"{folder.path} holds two folders named {twice[0]}, once in Unicode's form NFC and once in NFD: "
+                        "put the pictures of both into one")
     if known and (strange := [f.name for f in inside if f.name not in known]):
         _refuse_too_high(folder)
         alike = [name for name in known if name.strip().lower() == strange[0].strip().lower()]
-        raise DataError(f"{folder.path} holds {_some(strange)}, which {train.path} lacks: put pictures of that class there, "
-                        "too, or take it away here" + (f"; or is it '{alike[0]}'? Then rename it" if alike else ""))
+        is_it = f"; or is '{strange[0]}' the same as '{alike[0]}'? Then rename it" if alike else ""
+        raise DataError(f"{folder.path} holds classes that {train.path} lacks: {_some(strange)}; put pictures of them "
+                        f"there, too, or take them out of {folder.name}/{is_it}")
     for below in inside:
         if not below.total:
-            raise DataError(f"class folder {below.path} holds no pictures{_instead(below)}: put some there, or take the "
-                            f"folder out of {folder.path}")
+            raise DataError(f"class folder {below.path} holds no pictures{_instead(below)}: put some there, or take it "
+                            f"out of {folder.path}")
         if splits := [f for f in ([] if below.pictures else [below]) + _with_pictures(below) if _is_split_name(f.name)]:
             holder = folder if below in splits else below
             raise DataError(f"{below.path} should be a class, and {splits[0].path} is named like a split: type --data "
-                            f"{shlex.quote(holder.path)} if that holds the splits; else put the splits above the classes, as "
-                            f"in train/{below.name}, or give that folder another name")
+                            f"{shlex.quote(holder.path)} if that holds the splits; else put the splits above the "
+                            "classes, as in train/cat, or give that folder another name")
     _refuse_shared_folders(folder, inside)
     return {below.name: below for below in inside}
 
@@ -379,10 +380,10 @@ def _refuse_shared_folders(folder, classes):
     sources = [{*(f.name + "/" for f in _with_pictures(c)), *([itself] if c.pictures else [])} for c in classes]
     shared = sorted(set.intersection(*sources), key=lambda name: (name == itself, name))
     if len(classes) > 1 and len(shared) > 1:
-        raise DataError(f"the folders in {folder.path} ({_listed(classes)}) all hold pictures in {_some(shared)}: if one of "
-                        "these holds the pictures to learn from and the others masks or thumbnails, move the others away; if "
-                        "all do, put the pictures right into the class folders; if these are the classes or the splits, put "
-                        "the splits above the classes, as in train/cat")
+        raise DataError(f"the folders in {folder.path} ({_listed(classes)}) all hold pictures in {_some(shared)}: if "
+                        "one of these holds the pictures to learn from and the others masks or thumbnails, move the "
+                        "others away; if all do, put the pictures right into the class folders; if these are the classes "
+                        "or the splits, put the splits above the classes, as in train/cat")
 
 
 # ---- finding: what is said about the folders
@@ -391,14 +392,15 @@ def _refuse_shared_folders(folder, classes):
 def _notes_on(tree, chains, found):
     """Lines about what is not used, what lies deeper than a class folder, which classes are lacking.
 
-    chains, found: {split: [tree, ..., the folder of its classes]}, and {split: {class: its Folder}} of those with labels.
+    chains: {split: [tree, ..., the folder of its classes]}. found: {split: {class: its Folder}} of those with labels.
     """
     notes = []
     for split in chains.keys() - found.keys():
         test = chains[split][1]
         what = f"its {_count(test.total)} lie in no class folders" if test.total else "it holds no pictures"
-        later = f"; once trained: python predict.py --checkpoint .../best.pt {shlex.quote(test.path)}" if test.total else ""
-        notes.append(f"note: {test.name}/ has no labels, so there is no test split: {what}{later}")
+        later = f"python predict.py --checkpoint .../best.pt {shlex.quote(test.path)}"
+        notes.append(f"note: {test.name}/ has no labels, so there is no test split: {what}"
+                     + (f"; once trained: {later}" if test.total else ""))
 
     levels = {folder.path: folder for split in found for folder in chains[split]}.values()
     above = [os.path.basename(path) for folder in levels for path in folder.pictures]
@@ -408,17 +410,16 @@ def _notes_on(tree, chains, found):
     known = {folder.path for folder in [*classes, *(f for chain in chains.values() for f in chain)]}
     beside = [f for level in levels for f in level.folders if f.path not in known and (f.total or level is tree)]
     if beside:
-        kind = "warning" if any(f.total for f in beside) else "note"
-        notes.append(f"{kind}: {_count(sum(f.total for f in beside))} in folders that are no split and no class, not used: "
-                     f"{_counts(beside, tree)}")
-    if deeper := [f for folder in classes for f in _with_pictures(folder)]:
-        notes.append(f"note: {_count(sum(f.total for f in deeper))} deeper than a class folder, used like the others in it: "
-                     f"{_counts(deeper, tree)}")
+        kind, count = "warning" if any(f.total for f in beside) else "note", _count(sum(f.total for f in beside))
+        notes.append(f"{kind}: {count} in folders that are no split and no class, not used: {_counts(beside, tree)}")
+    deeper = [f for folder in classes for f in _with_pictures(folder)]
+    if deeper:
+        count = _count(sum(f.total for f in deeper))
+        notes.append(f"note: {count} deeper than a class folder, used like the others in it: {_counts(deeper, tree)}")
 
     for split in found:
         if lacking := [name for name in found["train"] if name not in found[split]]:
-            notes.append(f"note: {chains[split][1].name}/ has no pictures of {_some(lacking)}: its scores are means over the "
-                         "other classes")
+            notes.append(f"note: {chains[split][1].name}/ has no pictures of {_some(lacking)}: trained, but not scored")
     if alike := [", ".join(names) for names in _by(str.lower, found["train"]) if len(names) > 1]:
         notes.append(f"warning: classes whose names differ in capital letters alone: {_some(alike)}")
     return notes + _notes_on_left_out(tree)
@@ -563,12 +564,12 @@ def _contradictions(same, images):
     pairs = [f"{_short(two[0][0])} and {_short(two[1][0])}" for two in groups if len(two) > 1]
     if not pairs:
         return []
-    return [_one_line(f"warning: {_count(len(pairs))} in two classes, byte for byte the same: {_some(pairs, 3)}: keep each "
-                      "in one of them")]
+    return [_one_line(f"warning: {_count(len(pairs))} in two classes, byte for byte the same: {_some(pairs, 3)}: keep "
+                      "each in one of them")]
 
 
 def _named_after_others(paths):
-    """Lines about pictures such as a_mask.png, or thumb_a.jpg, that lie beside an a.png: are they what is to be learned?"""
+    """Lines about pictures such as a_mask.png or thumb_a.jpg that lie beside an a.png: are they to be learned from?"""
     by_stem = {(os.path.dirname(path), os.path.splitext(os.path.basename(path))[0]): path for path in paths}
     found = {}  # {"_mask": [(path, path of the other one), ...]}
     for (folder, stem), path in by_stem.items():
@@ -576,8 +577,8 @@ def _named_after_others(paths):
             if base != stem and (folder, base) in by_stem:
                 found.setdefault(re.sub(r"\d", "", stem.replace(base, "", 1)), []).append((path, by_stem[folder, base]))
     return [_one_line(f"warning: {_count(len(pairs))} named like another one and '{more}' ({_short(pairs[0][0])} beside "
-                      f"{os.path.basename(pairs[0][1])}): if they are its mask, thumbnail or copy, move them away: they are "
-                      "used like any other, and may be in another split than it")
+                      f"{os.path.basename(pairs[0][1])}): used like any other, even in another split than that one; if "
+                      "they are masks, thumbnails or copies, move them away")
             for more, pairs in found.items() if len(pairs) > 1]
 
 
@@ -667,7 +668,7 @@ def fingerprint(images):
 
 def refuse_unknown(images, known, folder, who):
     """Raise DataError if there is a class that is not among the `known` ones. folder: where it is. who: knows those."""
-    strange = [name for name in images.classes if name not in map(nfc, known)]
+    strange = [name for name in images.classes if name not in known]
     if strange:
         raise DataError(f"{folder} has the class '{strange[0]}', which {who} does not know: it knows {', '.join(known)}; "
                         "new classes belong into --data")

@@ -36,13 +36,20 @@ def precision_recall_f1(confusion):
 def scores(confusion):
     """{"accuracy", "balanced_accuracy", "macro_f1"}: fractions of 1. In the last two a rare class counts as much as a
     frequent one: balanced accuracy is the plain mean of the recall of the classes that occur in the truth (Brodersen et
-    al., "The Balanced Accuracy and Its Posterior Distribution", 2010), macro F1 that of the F1 of all classes.
+    al., "The Balanced Accuracy and Its Posterior Distribution", 2010), macro F1 that of the F1 of the classes that occur
+    in the truth or in the predictions, as scikit-learn has it. (A validation split may lack classes.)
     """
     _, recall, f1 = precision_recall_f1(confusion)
     accuracy = confusion.diagonal().sum().item() / max(1, confusion.sum().item())
     occurring = (confusion.sum(1) > 0).sum().item()
     return {"accuracy": accuracy, "balanced_accuracy": recall.sum().item() / max(1, occurring),
-            "macro_f1": f1.mean().item()}
+            "macro_f1": f1[_occurring(confusion)].mean().item()}
+
+
+def _occurring(confusion):
+    """Which classes occur in the truth or in the predictions, bool (C,); all, if none does."""
+    occurring = (confusion.sum(0) + confusion.sum(1)).cpu() > 0
+    return occurring | ~occurring.any()
 
 
 def top_k_accuracy(outputs, labels, k):
@@ -120,15 +127,16 @@ def class_scores(outputs, labels, costs=None):
 
 
 def report(confusion, classes, most=20):
-    """A table of precision, recall, F1 and support per class, then the confusion matrix (rows: truth); with more than
-    `most` classes, the most frequent confusions instead.
+    """A table of precision, recall, F1 and support per class, with the mean over those that occur in the truth or in the
+    predictions, then the confusion matrix (rows: truth); with more than `most` classes, the most frequent confusions
+    instead.
     """
     width = max(len(c) for c in [*classes, "macro mean"])
     table = torch.stack(precision_recall_f1(confusion), dim=1)
     lines = [f"{'class':<{width}}  precision  recall      F1  images"]
     for name, (precision, recall, f1), n in zip(classes, table.tolist(), confusion.sum(1).tolist(), strict=True):
         lines.append(f"{name:<{width}}  {precision:9.4f}  {recall:6.4f}  {f1:6.4f}  {n:6d}")
-    precision, recall, f1 = table.mean(0).tolist()
+    precision, recall, f1 = table[_occurring(confusion)].mean(0).tolist()
     lines.append(f"{'macro mean':<{width}}  {precision:9.4f}  {recall:6.4f}  {f1:6.4f}  {int(confusion.sum()):6d}")
     if len(classes) <= most:
         cell = max(8, *(len(c) + 2 for c in classes))

@@ -16,6 +16,7 @@ import difflib
 import os
 import re
 import sys
+import unicodedata
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -314,8 +315,12 @@ def set_dropout(model, head, p):
 
 
 def output_names(saved):
-    """What the outputs of the network of one of our checkpoints stand for: classes, or numbers."""
-    return saved["classes"] if "classes" in saved else saved["outputs"]
+    """What the outputs of the network of one of our checkpoints stand for: classes, whose names are compared in Unicode's
+    composed form (NFC), or numbers.
+    """
+    if "classes" not in saved:
+        return saved["outputs"]
+    return [unicodedata.normalize("NFC", name) for name in saved["classes"]]
 
 
 def rebuild(saved):
