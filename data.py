@@ -63,9 +63,9 @@ RUN_FILES = {"args.json", "last.pt", "best.pt"}
 RUN_PICTURES = {"curves.png", "confusion.png", "predicted.png", "residuals.png", "mistakes.png", "find_lr.png"}
 
 Folder = namedtuple("Folder", "path name pictures folders others left_out total is_run")
-Folder.__doc__ = """name: in NFC. pictures: the paths of those right in it. folders: the Folders in it. others: a Counter of
-its files that are no pictures, by extension. left_out: {(kind, place): pictures}, of what is not looked into, the kind
-being "by-product", "hidden" or "run". total: pictures in it and below. is_run: is it the folder of a run?"""
+Folder.__doc__ = """name: in NFC. pictures: the paths of those right in it. folders: the Folders in it. others: a Counter
+of its files that are no pictures, by extension. left_out: {(kind, place): pictures}, of what is not looked into, the
+kind being "by-product", "hidden" or "run". total: pictures in it and below. is_run: is it the folder of a run?"""
 
 
 def nfc(name):
@@ -129,7 +129,7 @@ def _kind_of_name(name):
 
 
 def _pictures_not_looked_into(path, name, is_folder):
-    """(place, pictures) of what is left out by its name; the place of a file such as ._cat.png is that of all like it."""
+    """(place, pictures) of what is left out by its name; the place of a file such as ._cat.png is one for all like it."""
     if is_folder:
         inside = os.path.join(path, name, "")
         return inside, sum(is_picture(file) for _, _, files in os.walk(inside) for file in files)
@@ -251,26 +251,25 @@ def find_images(root, val_split=0.2, least=2):
 
 
 def _split_folders(tree):
-    """({split: [tree, its folder, maybe one in that, ..., the one that holds the classes]}, lines). Where the folders in
-    `tree` are the classes: {"train": [tree]}.
+    """({split: [tree, its folder, maybe one in that, ..., the one that holds the classes]}, lines). Where the folders
+    in `tree` are the classes: {"train": [tree]}.
     """
     like_splits = [folder for folder in tree.folders if _splits_in(folder.name)]
     others = [folder for folder in _with_pictures(tree) if folder not in like_splits]
     if not like_splits:
         return {"train": [tree]}, []
     if len(others) >= 2 and all(_splits_in(f.name) == {"train"} and not _with_pictures(f) for f in like_splits):
-        return {"train": [tree]}, [f"note: read {_listed(like_splits)} as a class, since pictures lie right in it, like "
-                                   f"{_listed(others)} beside it"]
+        return {"train": [tree]}, [f"note: read {_listed(like_splits)} as a class like {_listed(others)}, since pictures "
+                                   "lie right in it"]
 
     named = {split: _best_named(split, tree.folders) for split in SPLITS}
-    for split, folders in named.items():
-        if len(folders) > 1:
-            raise DataError(f"{tree.path} holds {_listed(folders)}: which of them is the split {split}? Name that one "
-                            f"{split}, and move the others away")
     way_out = (f"name the folders of the splits train, val and test; or, if all of them are classes, move them into "
                f"{os.path.join(tree.path, 'train')}")
     if not named["train"]:
         raise DataError(f"{tree.path} holds {_listed(like_splits)} but no train/: {way_out}")
+    for split, folders in named.items():
+        if len(folders) > 1:
+            raise DataError(f"{tree.path} holds {_listed(folders)}, and one at most can be the split {split}: {way_out}")
     train = named["train"][0]
     alone = not named["val"] and not named["test"]
     unclear = [folder for folder in like_splits if len(_splits_in(folder.name)) > 1]
@@ -301,7 +300,7 @@ def _rank(name, split):
 
 
 def _best_named(split, folders):
-    """Of the folders whose names speak of this split and of no other, those that fit best: one, unless it is unclear."""
+    """Of the folders whose names speak of this split and of no other, the ones that fit best: one, if it is clear."""
     found = [folder for folder in folders if _splits_in(folder.name) == {split}]
     found = [folder for folder in found if folder.total] or found
     best = min((_rank(folder.name, split) for folder in found), default=0)
@@ -353,8 +352,8 @@ def _classes_in(folder, known=None, train=None):
         raise DataError(f"no class folders in {folder.path}{right_in_it}: put the pictures of each class into a folder "
                         f"named after it{without}")
     if twice := [name for name, count in Counter(f.name for f in inside).items() if count > 1]:
-        raise DataError(f"{folder.path} holds two folders named {twice[0]}, once in Unicode's form NFC and once in NFD: "
-                        "put the pictures of both into one")
+        raise DataError(f"{folder.path} holds two folders named {twice[0]}, once in Unicode's form NFC and once in "
+                        "NFD: put the pictures of both into one")
     if known and (strange := [f.name for f in inside if f.name not in known]):
         _refuse_too_high(folder)
         alike = [name for name in known if name.strip().lower() == strange[0].strip().lower()]
@@ -382,8 +381,8 @@ def _refuse_shared_folders(folder, classes):
     if len(classes) > 1 and len(shared) > 1:
         raise DataError(f"the folders in {folder.path} ({_listed(classes)}) all hold pictures in {_some(shared)}: if "
                         "one of these holds the pictures to learn from and the others masks or thumbnails, move the "
-                        "others away; if all do, put the pictures right into the class folders; if these are the classes "
-                        "or the splits, put the splits above the classes, as in train/cat")
+                        "others away; if all do, put the pictures right into the class folders; if these are the "
+                        "classes or the splits, put the splits above the classes, as in train/cat")
 
 
 # ---- finding: what is said about the folders
@@ -537,18 +536,19 @@ def describe(images, most=20, hints=True):
     folders, and warnings about pictures that are in two splits or in two classes.
     """
     splits = list(images.splits)
-    width = max(len(c) for c in [*images.classes, "class", "total"])
+    names = [_one_line(name) for name in images.classes]
+    width = max(len(name) for name in [*names, "class", "total"])
     columns = [counts(images, s) for s in splits]
     lines = [f"{'class':<{width}}" + "".join(f"{s:>8}" for s in splits)]
-    rows = list(zip(images.classes, *columns, strict=True))
+    rows = list(zip(names, *columns, strict=True))
     lines += [f"{name:<{width}}" + "".join(f"{n:8d}" for n in ns) for name, *ns in rows[:most]]
     if len(rows) > most:
         lines.append(f"... and {len(rows) - most} more classes")
     lines.append(f"{'total':<{width}}" + "".join(f"{sum(c):8d}" for c in columns))
     few, many = min(columns[0]), max(columns[0])
     if hints and many >= 2 * few:
-        lines.append(f"hint: '{images.classes[columns[0].index(many)]}' has {many / few:.1f} times as many training "
-                     f"pictures as '{images.classes[columns[0].index(few)]}': consider --class-weights balanced "
+        lines.append(f"hint: '{names[columns[0].index(many)]}' has {many / few:.1f} times as many training "
+                     f"pictures as '{names[columns[0].index(few)]}': consider --class-weights balanced "
                      "and --monitor val_macro_f1")
     lines += images.notes
     places = [place for found in images.splits.values() for place in found]
@@ -576,9 +576,9 @@ def _named_after_others(paths):
         for base in (re.sub(r"[ _.-]+[^\W\d_]+\d*$", "", stem), re.sub(r"^[^\W\d_]+\d*[ _.-]+", "", stem)):
             if base != stem and (folder, base) in by_stem:
                 found.setdefault(re.sub(r"\d", "", stem.replace(base, "", 1)), []).append((path, by_stem[folder, base]))
-    return [_one_line(f"warning: {_count(len(pairs))} named like another one and '{more}' ({_short(pairs[0][0])} beside "
-                      f"{os.path.basename(pairs[0][1])}): used like any other, even in another split than that one; if "
-                      "they are masks, thumbnails or copies, move them away")
+    return [_one_line(f"warning: {_count(len(pairs))} named like another one and '{more}' ({_short(pairs[0][0])} "
+                      f"beside {os.path.basename(pairs[0][1])}): used like any other, even in another split than that "
+                      "one; if they are masks, thumbnails or copies, move them away")
             for more, pairs in found.items() if len(pairs) > 1]
 
 
@@ -599,7 +599,7 @@ def pictures_to_know_of(splits, same=None):
     lines += [f"warning: the same picture twice, so the scores are too good: {a} and {b}" for a, b in pairs[:3]]
     if len(pairs) > 3:
         lines.append(f"warning: ... and {len(pairs) - 3} more such pairs")
-    return lines
+    return [_one_line(line) for line in lines]
 
 
 def animated(paths):
