@@ -222,7 +222,8 @@ def find_images(root, val_split=0.2, least=2):
         raise DataError(f"{root} is a file, not a folder")
     tree = look_into(root)
     if not tree.total:
-        raise DataError(f"{root} holds no pictures{_instead(tree)}")
+        raise DataError(f"{root} holds no pictures{_instead(tree)}: put those of each class into a folder there, unpacked, "
+                        "or give another folder")
     _refuse_too_high(tree, least, is_root=True)
     chains, notes = _split_folders(tree)
     train = chains["train"][-1]
@@ -259,8 +260,7 @@ def _split_folders(tree):
     if not like_splits:
         return {"train": [tree]}, []
     if len(others) >= 2 and all(_splits_in(f.name) == {"train"} and not _with_pictures(f) for f in like_splits):
-        return {"train": [tree]}, [f"note: read {_listed(like_splits)} as a class like {_listed(others)}, since pictures "
-                                   "lie right in it"]
+        return {"train": [tree]}, []
 
     named = {split: _best_named(split, tree.folders) for split in SPLITS}
     way_out = (f"name the folders of the splits train, val and test; or, if all of them are classes, move them into "
@@ -419,6 +419,8 @@ def _notes_on(tree, chains, found):
     for split in found:
         if lacking := [name for name in found["train"] if name not in found[split]]:
             notes.append(f"note: {chains[split][1].name}/ has no pictures of {_some(lacking)}: trained, but not scored")
+    if named_so := [name for name in found["train"] if _splits_in(name)]:
+        notes.append(f"note: read as classes, though named like splits, since pictures lie right in them: {_some(named_so)}")
     if alike := [", ".join(names) for names in _by(str.lower, found["train"]) if len(names) > 1]:
         notes.append(f"warning: classes whose names differ in capital letters alone: {_some(alike)}")
     return notes + _notes_on_left_out(tree)
@@ -561,7 +563,7 @@ def _contradictions(same, images):
     """A line about files that are the same byte for byte and lie in two classes. same: as from `same_files`."""
     of_path = {path: images.classes[label] for found in images.splits.values() for path, label in found}
     groups = [_by(of_path.get, group) for group in same]
-    pairs = [f"{_short(two[0][0])} and {_short(two[1][0])}" for two in groups if len(two) > 1]
+    pairs = [_two(one[0], other[0]) for one, other, *_ in (group for group in groups if len(group) > 1)]
     if not pairs:
         return []
     return [_one_line(f"warning: {_count(len(pairs))} in two classes, byte for byte the same: {_some(pairs, 3)}: keep "
@@ -576,15 +578,16 @@ def _named_after_others(paths):
         for base in (re.sub(r"[ _.-]+[^\W\d_]+\d*$", "", stem), re.sub(r"^[^\W\d_]+\d*[ _.-]+", "", stem)):
             if base != stem and (folder, base) in by_stem:
                 found.setdefault(re.sub(r"\d", "", stem.replace(base, "", 1)), []).append((path, by_stem[folder, base]))
-    return [_one_line(f"warning: {_count(len(pairs))} named like another one and '{more}' ({_short(pairs[0][0])} "
-                      f"beside {os.path.basename(pairs[0][1])}): used like any other, even in another split than that "
-                      "one; if they are masks, thumbnails or copies, move them away")
+    return [_one_line(f"warning: {_count(len(pairs))} named like another one and '{more}' ({_two(*pairs[0])}): used "
+                      "like any other, even in another split than that one; if they are masks, thumbnails or copies, "
+                      "move them away")
             for more, pairs in found.items() if len(pairs) > 1]
 
 
-def _short(path):
-    """A picture by its name and that of its folder."""
-    return "/".join(Path(path).parts[-2:])
+def _two(path, other):
+    """Two paths in words, without what they have in common."""
+    above = os.path.dirname(os.path.commonprefix([path, other]))
+    return f"{os.path.relpath(path, above or '.')} and {os.path.relpath(other, above or '.')}"
 
 
 def pictures_to_know_of(splits, same=None):
