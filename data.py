@@ -216,8 +216,7 @@ def find_images(root, val_split=0.2, least=2):
     """
     root = Path(root)
     if not os.path.exists(root):
-        raise DataError(f"no such folder: {root} (if the pictures have moved, give their new place by --data, or "
-                        "--old-data for old ones, with --resume, too)")
+        raise DataError(f"no such folder: {root}: say where the pictures are now, by --data NEWPLACE (old ones: --old-data)")
     if not os.path.isdir(root):
         raise DataError(f"{root} is a file, not a folder")
     tree = look_into(root)

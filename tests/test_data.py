@@ -329,7 +329,7 @@ def test_a_single_new_class_and_one_folder_too_high(tmp_path):
 
 
 def test_where_pictures_have_moved_to(tmp_path):
-    with pytest.raises(data.DataError, match="no such folder: .*gone .*give their new place by --data"):
+    with pytest.raises(data.DataError, match="no such folder: .*gone: say where the pictures are now, by --data NEWPLACE"):
         data.find_images(tmp_path / "gone")
 
 

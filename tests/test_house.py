@@ -346,7 +346,8 @@ def test_the_first_command_of_the_readme_and_predict_as_commands(tmp_path):
     assert found.stdout.splitlines()[1].split()[0] == "cats_and_dogs/test/cat/cat.1.jpg"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cats_and_dogs", "runs", "x.csv"]
     missing = run("python train_classifier.py --data nowhere")
-    assert (missing.returncode, missing.stderr) == (2, "error: no such folder: nowhere\n")
+    assert (missing.returncode, missing.stderr) == (2, "error: no such folder: nowhere: say where the pictures are now, "
+                                                        "by --data NEWPLACE (old ones: --old-data)\n")
 
 
 # ---- links
