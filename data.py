@@ -139,13 +139,12 @@ def _pictures_not_looked_into(path, name, is_folder):
 
 def _is_run(name, names, pictures, folders, left_out):
     """Is the folder of this name, which holds all this, that of a run, or does it hold folders of runs alone?"""
-    if name == "runs" and not pictures:
-        return True
-    if any(folder.total for folder in folders):
-        return False
-    if RUN_FILES & names.keys():
+    holds_folders, holds_runs = any(folder.total for folder in folders), any(kind == "run" for kind, _ in left_out)
+    if RUN_FILES & names.keys() and not holds_folders:
         return RUN_FILES <= names.keys() or RUN_PICTURES.issuperset(map(os.path.basename, pictures))
-    return not pictures and any(kind == "run" for kind, _ in left_out)
+    if name == "runs" and not pictures:
+        return holds_runs or not holds_folders
+    return holds_runs and not pictures and not holds_folders
 
 
 def _tree(folder):
@@ -216,13 +215,14 @@ def find_images(root, val_split=0.2, least=2):
     """
     root = Path(root)
     if not os.path.exists(root):
-        raise DataError(f"no such folder: {root}: say where the pictures are now, by --data NEWPLACE (old ones: --old-data)")
+        raise DataError(f"no such folder: {root}: say where the pictures are now, by --data NEWPLACE (old ones: "
+                        "--old-data)")
     if not os.path.isdir(root):
         raise DataError(f"{root} is a file, not a folder")
     tree = look_into(root)
     if not tree.total:
-        raise DataError(f"{root} holds no pictures{_instead(tree)}: put those of each class into a folder there, unpacked, "
-                        "or give another folder")
+        raise DataError(f"{root} holds no pictures{_instead(tree)}: put those of each class into a folder there, "
+                        "unpacked, or give another folder")
     _refuse_too_high(tree, least, is_root=True)
     chains, notes = _split_folders(tree)
     train = chains["train"][-1]
@@ -262,17 +262,18 @@ def _split_folders(tree):
         return {"train": [tree]}, []
 
     named = {split: _best_named(split, tree.folders) for split in SPLITS}
-    way_out = (f"name the folders of the splits train, val and test; or, if all of them are classes, move them into "
-               f"{os.path.join(tree.path, 'train')}")
+    way_out = ("name the folders of the splits train, val and test; or, if all of them are classes, move them into one "
+               f"folder train/, such as {os.path.join(tree.path, 'train', like_splits[0].name)}")
     if not named["train"]:
         raise DataError(f"{tree.path} holds {_listed(like_splits)} but no train/: {way_out}")
     for split, folders in named.items():
         if len(folders) > 1:
             raise DataError(f"{tree.path} holds {_listed(folders)}, and one at most can be the split {split}: {way_out}")
     train = named["train"][0]
-    alone = not named["val"] and not named["test"]
+    rank, alone = _rank(train.name, "train"), not named["val"] and not named["test"]
     unclear = [folder for folder in like_splits if len(_splits_in(folder.name)) > 1]
-    if _rank(train.name, "train") and unclear or _rank(train.name, "train") == 2 and alone and others:
+    perhaps_a_class = others and (rank == 2 and alone or not _with_pictures(train))
+    if perhaps_a_class or (rank and unclear):
         raise DataError(f"{tree.path} holds {train.name}/, perhaps the split train, beside "
                         f"{_listed(unclear + others)}: {way_out}")
     chains = {split: [tree, *_nested(folders[0])] for split, folders in named.items() if folders}
@@ -419,7 +420,7 @@ def _notes_on(tree, chains, found):
         if lacking := [name for name in found["train"] if name not in found[split]]:
             notes.append(f"note: {chains[split][1].name}/ has no pictures of {_some(lacking)}: trained, but not scored")
     if named_so := [name for name in found["train"] if _splits_in(name)]:
-        notes.append(f"note: read as classes, though named like splits, since pictures lie right in them: {_some(named_so)}")
+        notes.append(f"note: read as classes, though named like splits: {_some(named_so)}")
     if alike := [", ".join(names) for names in _by(str.lower, found["train"]) if len(names) > 1]:
         notes.append(f"warning: classes whose names differ in capital letters alone: {_some(alike)}")
     return notes + _notes_on_left_out(tree)

@@ -199,11 +199,10 @@ LAYOUTS = {
     "words within words": (each(5, "constrain", "protested", "testudo", "trainer", "validity"),
                            {"train": [4] * 5, "val": [1] * 5}, []),
     "a class named train": (each(5, "bus", "car", "train"), {"train": [4, 4, 4], "val": [1, 1, 1]},
-                            ["note: read as classes, though named like splits, since pictures lie right in them: train"]),
+                            ["note: read as classes, though named like splits: train"]),
     "classes named like splits, in train/": (each(5, "train/negative_test", "train/test", "train/valid"),
                                              {"train": [4] * 3, "val": [1] * 3},
-                                             ["note: read as classes, though named like splits, since pictures lie right in "
-                                              "them: negative_test, test, valid"]),
+                                             ["note: read as classes, though named like splits: negative_test, test, valid"]),
     # splits that lack something
     "val lacks a class": (SPLIT + each(3, "train/rare"), {"train": [4, 4, 3], "val": [2, 2, 0]},
                           ["note: val/ has no pictures of rare: trained, but not scored"]),
@@ -242,6 +241,8 @@ LAYOUTS = {
         {"train": [4, 4], "val": [1, 1]},
         ["note: 3 pictures in folders of runs of these scripts, not used: mine/ (1), out/ (1), runs/ (1)",
          "note: passed over what is no picture: 1 .pt"]),
+    "a class named runs": (each(5, "runs/fast", "walks"), {"train": [4, 4], "val": [1, 1]},
+                           ["note: 5 pictures deeper than a class folder, used like the others in it: runs/fast/ (5)"]),
     "extensions": (
         CLASSES + [f"a/x.{i}y" for i in range(12)] + ["a/x.TXT", "b/x.txt", "labels.csv", "README"],
         {"train": [4, 4], "val": [1, 1]},
@@ -282,14 +283,15 @@ def test_layouts_that_are_read(tmp_path, name):
     (each(3, "learn/a", "learn/b", "check/a", "check/b"), "all hold pictures in a/, b/: .* as in train/cat$"),
     (each(3, "bottle/train", "bottle/test", "nut/train", "nut/test"), "bottle/test is named like a split: .*{root}/bottle"),
     # names of splits
-    (CLASSES + each(3, "test"), r"holds test/ but no train/: .*move them into {root}/train$"),
+    (CLASSES + each(3, "test"), r"holds test/ but no train/: .*move them into one folder train/, such as {root}/train/test$"),
     (each(3, "negative_test", "positive_test"), "holds negative_test/, positive_test/ but no train/"),
     (each(3, "cats_train", "dogs_train", "cats_val", "dogs_val"), "cats_train/, dogs_train/, and one at most can be the split train"),
     (each(3, "train_1/a", "train_1/b", "train_2/a", "train_2/b"), "train_1/, train_2/, and one at most can be the split train: name"),
     (SPLIT + each(3, "valid/a", "valid/b"), "holds val/, valid/, and one at most can be the split val"),
     (each(3, "steam_train/a", "steam_train/b", "bus/a", "bus/b"), "steam_train/, perhaps the split train, beside bus/"),
     (each(3, "train_val/a", "train_val/b", "Train/a", "Train/b"), "Train/, perhaps the split train, beside train_val/"),
-    (each(3, "train", "masks"), r"no class folders in {root}/train, but 3 pictures right in it: put the pictures"),
+    (each(3, "train", "car"), "holds train/, perhaps the split train, beside car/: .* such as {root}/train/train$"),
+    (each(3, "train", "car", "bus", "val"), "train/, perhaps the split train, beside bus/, car/"),
     (each(3, "train", "test"), "no class folders in {root}/train, but 3 pictures right in it"),
     # one too high
     (each(3, "set/a", "set/b"), "holds set/ alone, and a/, b/ lie further down: type --data {root}/set$"),
