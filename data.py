@@ -285,8 +285,8 @@ def _split_folders(tree):
 def _splits_in(name):
     """The splits that a folder's name speaks of: {"train"} for seg_train and trainingSet, none for trainer."""
     runs = re.findall(r"[^\W\d_]+", name)
-    words = {word for run in runs for word in (run, *re.split("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", run))}
-    return {split for split, known in SPLIT_WORDS.items() if known & {word.lower() for word in words}}
+    words = {word.lower() for run in runs for word in re.split("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", run)}
+    return {split for split, known in SPLIT_WORDS.items() if known & words}
 
 
 def _is_split_name(name):
@@ -401,13 +401,13 @@ def _notes_on(tree, chains, found):
         notes.append(f"note: {test.name}/ has no labels, so there is no test split: {what}"
                      + (f"; once trained: {later}" if test.total else ""))
 
-    levels = {folder.path: folder for split in found for folder in chains[split]}.values()
-    above = [os.path.basename(path) for folder in levels for path in folder.pictures]
+    levels = {folder.path: folder for split in found for folder in chains[split]}
+    above = [os.path.basename(path) for folder in levels.values() for path in folder.pictures]
     if above:
         notes.append(f"warning: {_count(len(above))} above the class folders, in no class, not used: {_some(above)}")
     classes = [folder for of_split in found.values() for folder in of_split.values()]
     known = {folder.path for folder in [*classes, *(f for chain in chains.values() for f in chain)]}
-    beside = [f for level in levels for f in level.folders if f.path not in known and (f.total or level is tree)]
+    beside = [f for f in tree.folders if f.path not in known]
     if beside:
         kind, count = "warning" if any(f.total for f in beside) else "note", _count(sum(f.total for f in beside))
         notes.append(f"{kind}: {count} in folders that are no split and no class, not used: {_counts(beside, tree)}")

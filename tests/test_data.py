@@ -82,6 +82,7 @@ def test_links_that_lead_back_up(tmp_path):
     draw_folder(tmp_path, train=2, val=1)
     for name in ("again", "twice"):
         os.symlink(tmp_path / "train/cat", tmp_path / "train/cat" / name)
+    os.symlink("itself", tmp_path / "train/cat/itself")
     assert data.counts(data.find_images(tmp_path), "train") == [2, 2]
 
 
@@ -192,8 +193,9 @@ LAYOUTS = {
          "warning: 7 pictures in folders that are no split and no class, not used: seg_pred/ (7)"]),
     "years": (each(4, "train2017/a", "train2017/b") + each(2, "val2017/a", "val2017/b"),
               {"train": [4, 4], "val": [2, 2]}, ["note: read train2017 as train, val2017 as val"]),
-    "capitals": (each(4, "TRAINING/a", "TRAINING/b") + each(2, "Val/a", "Val/b", "testSet/a", "testSet/b"),
-                 {"train": [4, 4], "val": [2, 2], "test": [2, 2]}, ["note: read TRAINING as train, Val as val, testSet as test"]),
+    "capitals": (each(4, "TRAINING/a", "TRAINING/b") + each(2, "Val/a", "Val/b", "myTestData/a", "myTestData/b"),
+                 {"train": [4, 4], "val": [2, 2], "test": [2, 2]},
+                 ["note: read TRAINING as train, Val as val, myTestData as test"]),
     "the plain name wins": (SPLIT + each(3, "train_masks/a") + each(1, "dev"), {"train": [4, 4], "val": [2, 2]},
                             ["warning: 4 pictures in folders that are no split and no class, not used: dev/ (1), train_masks/ (3)"]),
     "words within words": (each(5, "constrain", "protested", "testudo", "trainer", "validity"),
@@ -297,6 +299,7 @@ def test_layouts_that_are_read(tmp_path, name):
     (each(3, "set/a", "set/b"), "holds set/ alone, and a/, b/ lie further down: type --data {root}/set$"),
     (each(3, "zip/set/a", "zip/set/b") + ["x.txt"], "further down: type --data {root}/zip/set$"),
     ([(f"my set/{place}", n) for place, n in SPLIT], "further down: type --data '{root}/my set'$"),
+    ([(f"test_data/{place}", n) for place, n in SPLIT], "train/, val/ lie further down: type --data {root}/test_data$"),
     ([(f"train_data/{place}", n) for place, n in SPLIT], "train is named like a split: type --data {root}/train_data if"),
     (each(3, "train/images/a", "train/images/b"), "further down: move what {root}/train/images holds into {root}/train$"),
     (SPLIT + each(3, "test/images/a", "test/images/b"), "move what {root}/test/images holds into {root}/test$"),
