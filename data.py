@@ -396,7 +396,7 @@ def _notes_on(tree, chains, found):
     notes = []
     for split in chains.keys() - found.keys():
         test = chains[split][1]
-        what = f"its {_count(test.total)} lie in no class folders" if test.total else "it holds no pictures"
+        what = f"{_count(test.total)} in no class folders" if test.total else "it holds no pictures"
         later = f"python predict.py --checkpoint .../best.pt {shlex.quote(test.path)}"
         notes.append(f"note: {test.name}/ has no labels, so there is no test split: {what}"
                      + (f"; once trained: {later}" if test.total else ""))

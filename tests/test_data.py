@@ -172,7 +172,7 @@ def each(count, *paths):
 SPLIT = each(4, "train/a", "train/b") + each(2, "val/a", "val/b")
 CLASSES = each(5, "a", "b")
 E_ACUTE, E_AND_ACCENT = "\u00e9", "e\u0301"  # the same letter in NFC and in NFD
-NO_LABELS = "note: test/ has no labels, so there is no test split: its 3 pictures lie in no class folders; once trained: " \
+NO_LABELS = "note: test/ has no labels, so there is no test split: 3 pictures in no class folders; once trained: " \
             "python predict.py --checkpoint .../best.pt {root}/test"
 
 
@@ -448,7 +448,7 @@ def test_mutated_folders_are_read_or_refused_and_every_picture_is_accounted_for(
             lines = text.splitlines()[len(images.classes) + 2 :]
             assert all(line.startswith(("note: ", "warning: ", "hint: ")) for line in lines), text
             left = [int(n) for line in lines for n in re.findall(
-                r"^\w+: (\d+) pictures? (?:above|in folders|hidden|among)|its (\d+) pictures? lie in no class", line) for n in n if n]
+                r"^\w+: (\d+) pictures? (?:above|in folders|hidden|among)|(\d+) pictures? in no class f", line) for n in n if n]
             assert len(used) == len(set(used)) and set(used) <= set(pictures)
             assert len(used) + sum(left) == len(pictures), f"{number}\n{text}\n" + "\n".join(pictures)
             outcomes["left out" if sum(left) else "read"] += 1
