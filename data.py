@@ -577,7 +577,8 @@ def _named_after_others(paths):
     for (folder, stem), path in by_stem.items():
         for base in (re.sub(r"[ _.-]+[^\W\d_]+[ _.-]?\d*$", "", stem), re.sub(r"^[^\W\d_]+\d*[ _.-]+", "", stem)):
             if base != stem and (folder, base) in by_stem:
-                found.setdefault(re.sub(r"[ _.-]?\d*$", "", stem.replace(base, "", 1)), []).append((path, by_stem[folder, base]))
+                more = re.sub(r"[ _.-]?\d*$", "", stem.replace(base, "", 1))
+                found.setdefault(more, []).append((path, by_stem[folder, base]))
     return [_one_line(f"warning: {_count(len(pairs))} named like another one and '{more}' ({_two(*pairs[0])}): used "
                       "like any other, even in another split than that one; if they are masks, thumbnails or copies, "
                       "move them away")
