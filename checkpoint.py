@@ -28,6 +28,7 @@ import shlex
 import shutil
 import sys
 import time
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -480,6 +481,8 @@ def load(path, script=None, needs=(), mmap=False):
     if lacking := set(needs) - names:
         raise CheckpointError(f"{path} lacks {', '.join(sorted(lacking))}: another version of the script wrote it; "
                               f"start a new run from its weights, --weights {shlex.quote(str(path))}")
+    if isinstance(state.get("classes"), list):  # in the form in which names of folders are compared
+        state["classes"] = [unicodedata.normalize("NFC", str(name)) for name in state["classes"]]
     return state
 
 

@@ -21,10 +21,12 @@ import itertools
 import math
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import threading
 import time
+import unicodedata
 import warnings
 from collections import Counter, namedtuple
 from pathlib import Path
@@ -43,102 +45,458 @@ class DataError(Exception):
     """Pictures or folders that cannot be used. The message is one line that names the way out."""
 
 
-# ---- finding and splitting
+# ---- finding: a folder as a tree
 
-Images = namedtuple("Images", "classes splits ignored")
-Images.__doc__ = """classes: sorted names. splits: {"train", "val", maybe "test": [(path, label), ...]}.
-ignored: a Counter of what was passed over, by file extension or folder name."""
+# What operating systems, network drives, notebooks, editors and version control leave behind, in small letters. (Any
+# other name that begins with a dot is hidden: not looked into either, but said in another line.)
+BY_PRODUCTS = {
+    "__macosx", ".ds_store", ".appledouble", ".appledb", ".appledesktop", ".spotlight-v100", ".fseventsd",
+    ".temporaryitems", ".documentrevisions-v100", ".localized", "network trash folder", "temporary items",
+    "$recycle.bin", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found", ".thumbnails",
+    ".directory", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "#recycle", "#snapshot", ".@__thumb",
+    ".snapshot", ".snapshots", ".picasaoriginals", ".picasa.ini", "picasa.ini", ".stfolder", ".stversions",
+    ".dropbox.cache", ".ipynb_checkpoints", "__pycache__", ".cache", ".idea", ".vscode", ".git", ".svn", ".hg", ".dvc",
+}
+BY_PRODUCT_BEGINNINGS = ("._", ".trash", ".nfs", "~$")
+# By these files the folder of a run is known; these pictures are what a run writes there.
+RUN_FILES = {"args.json", "last.pt", "best.pt"}
+RUN_PICTURES = {"curves.png", "confusion.png", "predicted.png", "residuals.png", "mistakes.png", "find_lr.png"}
 
+Folder = namedtuple("Folder", "path name pictures folders others left_out total is_run")
+Folder.__doc__ = """name: in NFC. pictures: the paths of those right in it. folders: the Folders in it. others: a Counter
+of its files that are no pictures, by extension. left_out: {(kind, place): pictures}, of what is not looked into, the
+kind being "by-product", "hidden" or "run". total: pictures in it and below. is_run: is it the folder of a run?"""
+
+
+def nfc(name):
+    """The name in Unicode's composed form: macOS may write an e and its accent as two characters, others write one."""
+    return unicodedata.normalize("NFC", name)
+
+
+def look_into(path, above=()):
+    """All that lies in a folder, as a Folder: each picture is in exactly one list, of its own folder or of one below. A
+    link that leads back up is not followed. Raises DataError.
+    """
+    path, above = os.fspath(path), {*above, os.path.realpath(path)}
+    pictures, folders, others, left_out = [], [], Counter(), Counter()
+    names = _names_in(path)
+    for name, is_folder in names.items():
+        inside = name if path == "." else os.path.join(path, name)
+        if kind := _kind_of_name(name):
+            place, count = _pictures_not_looked_into(path, name, is_folder)
+            left_out[kind, place] += count
+        elif not is_folder and is_picture(name):
+            pictures.append(inside)
+        elif not is_folder:
+            others[Path(name).suffix.lower() or "without an extension"] += 1
+        elif os.path.realpath(inside) not in above:
+            folder = look_into(inside, above)
+            if folder.is_run:
+                left_out["run", os.path.join(inside, "")] = folder.total + folder.left_out.total()
+            else:
+                folders.append(folder)
+    own_name, total = nfc(os.path.basename(path)), len(pictures) + sum(folder.total for folder in folders)
+    is_run = _is_run(own_name, names, pictures, folders, left_out)
+    return Folder(path, own_name, pictures, folders, others, left_out, total, is_run)
+
+
+def is_picture(name):
+    """Is a file of this name a picture? (Its extension says so.)"""
+    return name.lower().endswith(EXTENSIONS)
+
+
+def _names_in(path):
+    """{name: is it a folder?}, sorted in NFC, which is the same on every file system."""
+
+    def is_folder(entry):
+        try:
+            return entry.is_dir()
+        except OSError:  # a link to itself
+            return False
+
+    try:
+        with os.scandir(path) as found:
+            names = {entry.name: is_folder(entry) for entry in found}
+    except OSError as error:
+        raise DataError(f"cannot look into {path} ({error.strerror}): allow it, or move that folder away") from error
+    return {name: names[name] for name in sorted(names, key=lambda name: (nfc(name), name))}
+
+
+def _kind_of_name(name):
+    """"by-product", "hidden" or None."""
+    known = name.lower() in BY_PRODUCTS or name.lower().startswith(BY_PRODUCT_BEGINNINGS)
+    return "by-product" if known else "hidden" if name.startswith(".") else None
+
+
+def _pictures_not_looked_into(path, name, is_folder):
+    """(place, pictures) of what is left out by its name; the place of a file such as ._cat.png is one for all like it."""
+    if is_folder:
+        inside = os.path.join(path, name, "")
+        return inside, sum(is_picture(file) for _, _, files in os.walk(inside) for file in files)
+    beginning = next((b for b in BY_PRODUCT_BEGINNINGS if name.lower().startswith(b)), ".")
+    return os.path.join(path, beginning + "*"), int(is_picture(name))
+
+
+def _is_run(name, names, pictures, folders, left_out):
+    """Is the folder of this name, which holds all this, that of a run, or does it hold folders of runs alone?"""
+    holds_folders, holds_runs = any(folder.total for folder in folders), any(kind == "run" for kind, _ in left_out)
+    if RUN_FILES & names.keys() and not holds_folders:
+        return RUN_FILES <= names.keys() or RUN_PICTURES.issuperset(map(os.path.basename, pictures))
+    if name == "runs" and not pictures:
+        return holds_runs or not holds_folders
+    return holds_runs and not pictures and not holds_folders
+
+
+def _tree(folder):
+    """The Folder and all below it."""
+    yield folder
+    for below in folder.folders:
+        yield from _tree(below)
+
+
+def _pictures_in(folder):
+    return [path for below in _tree(folder) for path in below.pictures]
+
+
+def _with_pictures(folder):
+    """The folders right in it that hold pictures, themselves or further down."""
+    return [below for below in folder.folders if below.total]
+
+
+def _below(path, tree):
+    """A path as it is seen from `tree`, with slashes."""
+    return Path(os.path.relpath(path, tree.path)).as_posix() + ("/" if path.endswith(os.sep) else "")
+
+
+def list_folder(folder, ignored=None):
+    """Sorted paths of the pictures in a folder and all folders below it, by extension. Hidden ones, by-products of
+    other programs and runs of these scripts are left out. Raises DataError.
+    ignored: a Counter that takes files that are no pictures, by extension, and pictures that are left out, by place.
+    """
+    tree = look_into(folder)
+    if ignored is not None:
+        ignored.update(_ignored_in(tree))
+    return _pictures_in(tree)
+
+
+def _ignored_in(tree):
+    ignored = Counter()
+    for folder in _tree(tree):
+        ignored.update(folder.others)
+        ignored.update({_below(place, tree): count for (_, place), count in folder.left_out.items() if count})
+    return ignored
+
+
+# ---- finding: which folders are splits, which are classes
+
+Images = namedtuple("Images", "classes splits ignored notes", defaults=[()])
+Images.__doc__ = """classes: sorted names, in NFC. splits: {"train", "val", maybe "test": [(path, label), ...]}.
+ignored: a Counter of what was passed over: files that are no pictures, by extension; pictures left out, by place.
+notes: lines about how the folders were understood, and what was passed over."""
+
+# The names of the folders of the splits; and the words by which others are known, alone or in a longer name: Training,
+# seg_train, val2017, testSet.
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+SPLIT_WORDS = {
+    "train": {"train", "training", "trainset", "trainval", "trn"},
+    "val": {"val", "valid", "validation", "valset", "dev", "eval", "evaluation"},
+    "test": {"test", "testing", "testset", "tst"},
+}
 
 
 def find_images(root, val_split=0.2, least=2):
     """List the pictures below `root`, which holds either train/ (and val/ or valid/, and test/), each with one folder
-    per class, or the class folders themselves.
+    per class, or the class folders themselves. val/ and test/ may lack classes. Pictures in test/ that lie in no class
+    folders are no split. Each picture below `root` is in `splits`, or counted in a line of `notes`.
 
     Without a val/ folder, a share `val_split` of each class is set aside, chosen by a hash of the file's name: the same
     pictures on every run and machine, and few of them change sides when pictures are added.
     least: classes that there must be. Raises DataError.
     """
     root = Path(root)
+    if not os.path.exists(root):
+        raise DataError(f"no such folder: {root}: say where the pictures are now, by --data NEWPLACE (old ones: "
+                        "--old-data)")
     if not os.path.isdir(root):
-        raise DataError(f"no such folder: {root}" if not os.path.exists(root) else f"{root} is a file, not a folder")
-    ignored = Counter()
-    folders = {"train": root}
-    split_names = {*(name for names in SPLITS.values() for name in names), "training", "testing"}
-    names = {path.name for path in _folders_in(root)}
-    if "train" in names:
-        folders = {split: root / name for split, known in SPLITS.items() for name in known if name in names}
-        others = names - {folder.name for folder in folders.values()}
-        ignored.update(f"{name}/" for name in others if not name.startswith("."))
-    elif misnamed := sorted(name for name in names if name.lower() in split_names):
-        raise DataError(f"{root} holds {_some(misnamed)} but no train/: name the folders train, val and test")
-    found = {split: _classes_in(folder, ignored) for split, folder in folders.items()}
+        raise DataError(f"{root} is a file, not a folder")
+    tree = look_into(root)
+    if not tree.total:
+        raise DataError(f"{root} holds no pictures{_instead(tree)}: put those of each class into a folder there, "
+                        "unpacked, or give another folder")
+    _refuse_too_high(tree, least, is_root=True)
+    chains, notes = _split_folders(tree)
+    train = chains["train"][-1]
+    _refuse_too_high(train, least, is_root=train is tree)
+    found = {"train": _classes_in(train)}
     classes = list(found["train"])
-    for split, folder in folders.items():
-        if list(found[split]) != classes:
-            only = sorted(set(classes) ^ set(found[split]))
-            raise DataError(f"train/ and {folder.name}/ in {root} have different classes: {_some(only)} "
-                            "in one of them only")
     if len(classes) < least:
-        raise DataError(f"{folders['train']} holds one class only ('{classes[0]}'): a classifier needs two folders "
-                        "or more, one for each class")
+        raise DataError(f"{train.path} holds one class only ('{classes[0]}'): a classifier needs two folders or more, "
+                        "one for each class")
+    for split in ("val", "test"):
+        if split in chains and not (split == "test" and _without_labels(chains[split][-1], classes)):
+            found[split] = _classes_in(chains[split][-1], classes, train)
+    notes += _notes_on(tree, chains, found)
+
+    pictures = {split: {name: _pictures_in(folder) for name, folder in found[split].items()} for split in found}
     if "val" not in found:
-        halves = {name: split_by_hash(paths, val_split, root) for name, paths in found["train"].items()}
-        found["train"] = {name: train for name, (train, _) in halves.items()}
-        found["val"] = {name: val for name, (_, val) in halves.items()}
+        halves = {name: split_by_hash(paths, val_split, root) for name, paths in pictures["train"].items()}
+        pictures["train"] = {name: train for name, (train, _) in halves.items()}
+        pictures["val"] = {name: val for name, (_, val) in halves.items()}
     splits = {
-        split: [(path, label) for label, name in enumerate(classes) for path in found[split][name]]
+        split: [(path, label) for label, name in enumerate(classes) for path in pictures[split].get(name, [])]
         for split in SPLITS
-        if split in found
+        if split in pictures
     }
-    return Images(classes, splits, ignored)
+    return Images(classes, splits, _ignored_in(tree), [_one_line(note) for note in notes])
 
 
-def _folders_in(folder):
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir())
-    except OSError as error:
-        raise DataError(f"cannot look into {folder} ({error.strerror})") from error
-
-
-def _classes_in(folder, ignored):
-    """{class name: sorted picture paths} for the folders in `folder`."""
-    found = {}
-    for entry in (path for path in _folders_in(folder) if not path.name.startswith(".")):
-        found[entry.name] = list_folder(entry, ignored)
-        if not found[entry.name]:
-            raise DataError(f"class folder {entry} holds no pictures ({', '.join(e[1:] for e in EXTENSIONS)})")
-    if not found:
-        raise DataError(f"no class folders in {folder}: put the pictures of each class into a folder named after it")
-    return found
-
-
-def list_folder(folder, ignored=None):
-    """Sorted paths of the pictures in a folder and all folders below it, by extension; hidden ones are left out.
-    ignored: a Counter that takes the extensions of files that are no pictures.
+def _split_folders(tree):
+    """({split: [tree, its folder, maybe one in that, ..., the one that holds the classes]}, lines). Where the folders
+    in `tree` are the classes: {"train": [tree]}.
     """
-    paths, seen = [], set()
-    for where, folders, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(where) in seen:  # a link that leads back up
-            folders[:] = []
-            continue
-        seen.add(os.path.realpath(where))
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(f for f in files if not f.startswith(".")):
-            if name.lower().endswith(EXTENSIONS):
-                paths.append(os.path.join(where, name))
-            elif ignored is not None:
-                ignored[Path(name).suffix or name] += 1
-    return paths
+    like_splits = [folder for folder in tree.folders if _splits_in(folder.name)]
+    others = [folder for folder in _with_pictures(tree) if folder not in like_splits]
+    if not like_splits:
+        return {"train": [tree]}, []
+    if len(others) >= 2 and all(_splits_in(f.name) == {"train"} and not _with_pictures(f) for f in like_splits):
+        return {"train": [tree]}, []
+
+    named = {split: _best_named(split, tree.folders) for split in SPLITS}
+    way_out = ("name the folders of the splits train, val and test; or, if all of them are classes, move them into one "
+               f"folder train/, such as {os.path.join(tree.path, 'train', like_splits[0].name)}")
+    if not named["train"]:
+        raise DataError(f"{tree.path} holds {_listed(like_splits)} but no train/: {way_out}")
+    for split, folders in named.items():
+        if len(folders) > 1:
+            raise DataError(f"{tree.path} holds {_listed(folders)}, and one at most can be the split {split}: {way_out}")
+    train = named["train"][0]
+    rank, alone = _rank(train.name, "train"), not named["val"] and not named["test"]
+    unclear = [folder for folder in like_splits if len(_splits_in(folder.name)) > 1]
+    perhaps_a_class = others and (rank == 2 and alone or not _with_pictures(train))
+    if perhaps_a_class or (rank and unclear):
+        raise DataError(f"{tree.path} holds {train.name}/, perhaps the split train, beside "
+                        f"{_listed(unclear + others)}: {way_out}")
+    chains = {split: [tree, *_nested(folders[0])] for split, folders in named.items() if folders}
+    misnamed = [f"{_below(chain[-1].path, tree)} as {split}" for split, chain in chains.items()
+                if len(chain) > 2 or chain[1].name not in SPLITS[split]]
+    return chains, [f"note: read {', '.join(misnamed)}"] if misnamed else []
+
+
+def _splits_in(name):
+    """The splits that a folder's name speaks of: {"train"} for seg_train and trainingSet, none for trainer."""
+    runs = re.findall(r"[^\W\d_]+", name)
+    words = {word.lower() for run in runs for word in re.split("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", run)}
+    return {split for split, known in SPLIT_WORDS.items() if known & words}
+
+
+def _is_split_name(name):
+    """Is it a split's name as a whole?"""
+    return any(_rank(name, split) < 2 for split in _splits_in(name))
+
+
+def _rank(name, split):
+    """How well a name that speaks of the split fits: 0 as it should be, 1 all of it (Train, dev), 2 a word of it."""
+    return 0 if name in SPLITS[split] else 1 if name.lower() in SPLIT_WORDS[split] else 2
+
+
+def _best_named(split, folders):
+    """Of the folders whose names speak of this split and of no other, the ones that fit best: one, if it is clear."""
+    found = [folder for folder in folders if _splits_in(folder.name) == {split}]
+    found = [folder for folder in found if folder.total] or found
+    best = min((_rank(folder.name, split) for folder in found), default=0)
+    return [folder for folder in found if _rank(folder.name, split) == best]
+
+
+def _nested(folder):
+    """[training_set, training_set/training_set], if all that it holds is that, and so on; [folder] as a rule."""
+    inside = _with_pictures(folder)
+    again = len(inside) == 1 and not folder.pictures and _splits_in(inside[0].name) == _splits_in(folder.name)
+    return [folder, *_nested(inside[0])] if again and _with_pictures(inside[0]) else [folder]
+
+
+def _holds_splits(folder):
+    return any(_splits_in(below.name) == {"train"} and _with_pictures(below) for below in folder.folders)
+
+
+def _refuse_too_high(folder, least=2, is_root=False):
+    """Raise DataError if the classes, or the splits, lie further down, in the one folder that there is."""
+    low, inside = folder, _with_pictures(folder)
+    only = inside[0] if len(inside) == 1 else None
+    while len(inside) == 1 and not _holds_splits(low):
+        low, inside = inside[0], _with_pictures(inside[0])
+    if low is folder or not (len(inside) > 1 and not _splits_in(low.name) or _holds_splits(low)):
+        return
+    way_out = f"type --data {shlex.quote(low.path)}" if is_root else f"move what {low.path} holds into {folder.path}"
+    if least < 2:
+        if only.pictures:  # a class, some of whose pictures lie deeper
+            return
+        way_out += f"; or, if '{only.name}' is a class, put its pictures right into {only.path}"
+    raise DataError(f"{folder.path} holds {only.name}/ alone, and {_listed(inside)} lie further down: {way_out}")
+
+
+def _without_labels(test, classes):
+    """Do the pictures in test/ lie in no class folders: right in it, or in one folder, named otherwise?"""
+    inside = _with_pictures(test)
+    known = [folder for folder in [*inside, *(below for f in inside for below in f.folders)] if folder.name in classes]
+    return len(inside) <= 1 and not known
+
+
+def _classes_in(folder, known=None, train=None):
+    """{class name: its Folder} of the folders in `folder`. Of the training split, each has to hold pictures. known: for
+    another split the names of its classes; `train` is its Folder.
+    """
+    inside = folder.folders if known is None else _with_pictures(folder)
+    if not _with_pictures(folder):
+        right_in_it = f", but {_count(len(folder.pictures))} right in it" if folder.pictures else _instead(folder)
+        without = "" if known is None else f", or remove {folder.name}/"
+        raise DataError(f"no class folders in {folder.path}{right_in_it}: put the pictures of each class into a folder "
+                        f"named after it{without}")
+    if twice := [name for name, count in Counter(f.name for f in inside).items() if count > 1]:
+        raise DataError(f"{folder.path} holds two folders named {twice[0]}, once in Unicode's form NFC and once in "
+                        "NFD: put the pictures of both into one")
+    if known and (strange := [f.name for f in inside if f.name not in known]):
+        _refuse_too_high(folder)
+        alike = [name for name in known if name.strip().lower() == strange[0].strip().lower()]
+        is_it = f"; or is '{strange[0]}' the same as '{alike[0]}'? Then rename it" if alike else ""
+        raise DataError(f"{folder.path} holds classes that {train.path} lacks: {_some(strange)}; put pictures of them "
+                        f"there, too, or take them out of {folder.name}/{is_it}")
+    for below in inside:
+        if not below.total:
+            raise DataError(f"class folder {below.path} holds no pictures{_instead(below)}: put some there, or take it "
+                            f"out of {folder.path}")
+        if splits := [f for f in ([] if below.pictures else [below]) + _with_pictures(below) if _is_split_name(f.name)]:
+            holder = folder if below in splits else below
+            raise DataError(f"{below.path} should be a class, and {splits[0].path} is named like a split: type --data "
+                            f"{shlex.quote(holder.path)} if that holds the splits; else put the splits above the "
+                            "classes, as in train/cat, or give that folder another name")
+    _refuse_shared_folders(folder, inside)
+    return {below.name: below for below in inside}
+
+
+def _refuse_shared_folders(folder, classes):
+    """Raise DataError where each class has, say, images/ and masks/: nobody but the user knows which to learn from."""
+    itself = "the class folder itself"
+    sources = [{*(f.name + "/" for f in _with_pictures(c)), *([itself] if c.pictures else [])} for c in classes]
+    shared = sorted(set.intersection(*sources), key=lambda name: (name == itself, name))
+    if len(classes) > 1 and len(shared) > 1:
+        raise DataError(f"the folders in {folder.path} ({_listed(classes)}) all hold pictures in {_some(shared)}: if "
+                        "one of these holds the pictures to learn from and the others masks or thumbnails, move the "
+                        "others away; if all do, put the pictures right into the class folders; if these are the "
+                        "classes or the splits, put the splits above the classes, as in train/cat")
+
+
+# ---- finding: what is said about the folders
+
+
+def _notes_on(tree, chains, found):
+    """Lines about what is not used, what lies deeper than a class folder, which classes are lacking.
+
+    chains: {split: [tree, ..., the folder of its classes]}. found: {split: {class: its Folder}} of those with labels.
+    """
+    notes = []
+    for split in chains.keys() - found.keys():
+        test = chains[split][1]
+        what = f"{_count(test.total)} in no class folders" if test.total else "it holds no pictures"
+        later = f"python predict.py --checkpoint .../best.pt {shlex.quote(test.path)}"
+        notes.append(f"note: {test.name}/ has no labels, so there is no test split: {what}"
+                     + (f"; once trained: {later}" if test.total else ""))
+
+    levels = {folder.path: folder for split in found for folder in chains[split]}
+    above = [os.path.basename(path) for folder in levels.values() for path in folder.pictures]
+    if above:
+        notes.append(f"warning: {_count(len(above))} above the class folders, in no class, not used: {_some(above)}")
+    classes = [folder for of_split in found.values() for folder in of_split.values()]
+    known = {folder.path for folder in [*classes, *(f for chain in chains.values() for f in chain)]}
+    beside = [f for f in tree.folders if f.path not in known]
+    if beside:
+        kind, count = "warning" if any(f.total for f in beside) else "note", _count(sum(f.total for f in beside))
+        notes.append(f"{kind}: {count} in folders that are no split and no class, not used: {_counts(beside, tree)}")
+    deeper = [f for folder in classes for f in _with_pictures(folder)]
+    if deeper:
+        count = _count(sum(f.total for f in deeper))
+        notes.append(f"note: {count} deeper than a class folder, used like the others in it: {_counts(deeper, tree)}")
+
+    for split in found:
+        if lacking := [name for name in found["train"] if name not in found[split]]:
+            notes.append(f"note: {chains[split][1].name}/ has no pictures of {_some(lacking)}: trained, but not scored")
+    if named_so := [name for name in found["train"] if _splits_in(name)]:
+        notes.append(f"note: read as classes, though named like splits: {_some(named_so)}")
+    if alike := [", ".join(names) for names in _by(str.lower, found["train"]) if len(names) > 1]:
+        notes.append(f"warning: classes whose names differ in capital letters alone: {_some(alike)}")
+    return notes + _notes_on_left_out(tree)
+
+
+def _notes_on_left_out(tree):
+    """Lines about hidden pictures, those among by-products and in runs, and files that are no pictures."""
+    left_out, others = {}, Counter()
+    for folder in _tree(tree):
+        others.update(folder.others)
+        for (kind, place), count in folder.left_out.items():
+            left_out.setdefault(kind, Counter())[_below(place, tree)] += count
+    notes = []
+    for kind, words in (("hidden", "hidden, not used (a name without the dot would be)"),
+                        ("by-product", "among by-products of other programs, not used"),
+                        ("run", "in folders of runs of these scripts, not used")):
+        if places := +left_out.get(kind, Counter()):  # + leaves out those without pictures
+            counts = _some([f"{place} ({count})" for place, count in places.items()])
+            notes.append(f"note: {_count(places.total())} {words}: {counts}")
+    if others:
+        notes.append(f"note: passed over what is no picture: {_kinds(others)}")
+    return notes
+
+
+def _instead(folder):
+    """What a folder without pictures holds, in words."""
+    ignored = _ignored_in(folder)
+    return f" (but {_kinds(ignored)})" if ignored else " (it is empty)"
+
+
+def _kinds(ignored, most=8):
+    """A Counter by extension or place in words, most first."""
+    words = [f"{count} {'in ' if kind.endswith(('/', '*')) else ''}{kind}" for kind, count in ignored.most_common()]
+    rest = sum(count for _, count in ignored.most_common()[most:])
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more kinds ({rest} files)" if rest else "")
+
+
+def _count(pictures):
+    return f"{pictures} picture{'' if pictures == 1 else 's'}"
+
+
+def _counts(folders, tree):
+    return _some([f"{_below(folder.path, tree)}/ ({folder.total})" for folder in folders])
+
+
+def _listed(folders):
+    return _some([folder.name + "/" for folder in folders])
+
+
+def _some(names, most=5):
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _by(key, values):
+    """Lists of values that have the same key, in the order of their first."""
+    groups = {}
+    for value in values:
+        groups.setdefault(key(value), []).append(value)
+    return list(groups.values())
+
+
+def _one_line(text):
+    """The text in one line that any terminal can show: a name may hold any bytes."""
+    return " ".join(text.splitlines()).encode("utf-8", "backslashreplace").decode()
+
+
+# ---- splitting, counting, describing
 
 
 def split_by_hash(paths, val_split, root):
     """Set a share of the paths aside, those whose name below `root` has the smallest hash: (the others, those)."""
     if len(paths) < 2:
-        raise DataError(f"{Path(paths[0]).parent} holds one picture only: it cannot be split into train and val")
+        raise DataError(f"{Path(paths[0]).parent} holds one picture only: it cannot be split into train and val; add a "
+                        "second one, or put pictures to validate with into a folder val/ beside train/")
     count = min(max(1, round(len(paths) * val_split)), len(paths) - 1)
-    below = {path: os.fsencode(Path(os.path.relpath(path, root)).as_posix()) for path in paths}
+    below = {path: os.fsencode(nfc(Path(os.path.relpath(path, root)).as_posix())) for path in paths}
     by_hash = sorted(paths, key=lambda path: hashlib.sha256(below[path]).digest())
     chosen = set(by_hash[:count])
     return [p for p in paths if p not in chosen], [p for p in paths if p in chosen]
@@ -176,40 +534,76 @@ def balanced(samples, count, seed=0):
 
 
 def describe(images, most=20, hints=True):
-    """A table of pictures per class and split, with a hint (if `hints`) for imbalanced classes and a warning for pictures
-    that are in the training split and in another one.
+    """A table of pictures per class and split, with a hint (if `hints`) for imbalanced classes, the `notes` about the
+    folders, and warnings about pictures that are in two splits or in two classes.
     """
     splits = list(images.splits)
-    width = max(len(c) for c in [*images.classes, "class", "total"])
+    names = [_one_line(name) for name in images.classes]
+    width = max(len(name) for name in [*names, "class", "total"])
     columns = [counts(images, s) for s in splits]
     lines = [f"{'class':<{width}}" + "".join(f"{s:>8}" for s in splits)]
-    rows = list(zip(images.classes, *columns, strict=True))
+    rows = list(zip(names, *columns, strict=True))
     lines += [f"{name:<{width}}" + "".join(f"{n:8d}" for n in ns) for name, *ns in rows[:most]]
     if len(rows) > most:
         lines.append(f"... and {len(rows) - most} more classes")
     lines.append(f"{'total':<{width}}" + "".join(f"{sum(c):8d}" for c in columns))
     few, many = min(columns[0]), max(columns[0])
     if hints and many >= 2 * few:
-        lines.append(f"hint: '{images.classes[columns[0].index(many)]}' has {many / few:.1f} times as many training "
-                     f"pictures as '{images.classes[columns[0].index(few)]}': consider --class-weights balanced "
+        lines.append(f"hint: '{names[columns[0].index(many)]}' has {many / few:.1f} times as many training "
+                     f"pictures as '{names[columns[0].index(few)]}': consider --class-weights balanced "
                      "and --monitor val_macro_f1")
-    if images.ignored:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in images.ignored.most_common(5))
-        lines.append(f"note: passed over what is no picture or split: {kinds}")
-    return "\n".join(lines + pictures_to_know_of(images.splits))
+    lines += images.notes
+    places = [place for found in images.splits.values() for place in found]
+    same = same_files([path for path, _ in places])
+    lines += _contradictions(same, images) + _named_after_others([path for path, _ in places])
+    return "\n".join(lines + pictures_to_know_of(images.splits, same))
 
 
-def pictures_to_know_of(splits):
-    """Lines about animated pictures, and about those that are in the training split and in another one."""
+def _contradictions(same, images):
+    """A line about files that are the same byte for byte and lie in two classes. same: as from `same_files`."""
+    of_path = {path: images.classes[label] for found in images.splits.values() for path, label in found}
+    groups = [_by(of_path.get, group) for group in same]
+    pairs = [_two(one[0], other[0]) for one, other, *_ in (group for group in groups if len(group) > 1)]
+    if not pairs:
+        return []
+    return [_one_line(f"warning: {_count(len(pairs))} in two classes, byte for byte the same: {_some(pairs, 3)}: keep "
+                      "each in one of them")]
+
+
+def _named_after_others(paths):
+    """Lines about pictures such as a_mask.png or thumb_a.jpg that lie beside an a.png: are they to be learned from?"""
+    by_stem = {(os.path.dirname(path), os.path.splitext(os.path.basename(path))[0]): path for path in paths}
+    found = {}  # {"_mask": [(path, path of the other one), ...]}
+    for (folder, stem), path in by_stem.items():
+        for base in (re.sub(r"[ _.-]+[^\W\d_]+[ _.-]?\d*$", "", stem), re.sub(r"^[^\W\d_]+\d*[ _.-]+", "", stem)):
+            if base != stem and (folder, base) in by_stem:
+                more = re.sub(r"[ _.-]?\d*$", "", stem.replace(base, "", 1))
+                found.setdefault(more, []).append((path, by_stem[folder, base]))
+    return [_one_line(f"warning: {_count(len(pairs))} named like another one and '{more}' ({_two(*pairs[0])}): used "
+                      "like any other, even in another split than that one; if they are masks, thumbnails or copies, "
+                      "move them away")
+            for more, pairs in found.items() if len(pairs) > 1]
+
+
+def _two(path, other):
+    """Two paths in words, without what they have in common."""
+    above = os.path.dirname(os.path.commonprefix([path, other]))
+    return f"{os.path.relpath(path, above or '.')} and {os.path.relpath(other, above or '.')}"
+
+
+def pictures_to_know_of(splits, same=None):
+    """Lines about animated pictures, and about those that are in the training split and in another one. same: what
+    `same_files` has found among them, if that is known.
+    """
     lines = []
     if moving := animated(path for found in splits.values() for path, _ in found):
         count = f"{len(moving)} animated picture{'s' if len(moving) > 1 else ''}"
         lines.append(f"note: {count}, of which the first frame is used: {_some([Path(path).name for path in moving])}")
-    same = find_duplicates(splits)
-    lines += [f"warning: the same picture twice, so the scores are too good: {a} and {b}" for a, b in same[:3]]
-    if len(same) > 3:
-        lines.append(f"warning: ... and {len(same) - 3} more such pairs")
-    return lines
+    pairs = find_duplicates(splits, same)
+    lines += [f"warning: the same picture twice, so the scores are too good: {a} and {b}" for a, b in pairs[:3]]
+    if len(pairs) > 3:
+        lines.append(f"warning: ... and {len(pairs) - 3} more such pairs")
+    return [_one_line(line) for line in lines]
 
 
 def animated(paths):
@@ -229,9 +623,23 @@ def animated(paths):
     return [path for path in paths if str(path).lower().endswith((".gif", ".webp")) and frames(path)]
 
 
-def find_duplicates(splits):
+def find_duplicates(splits, same=None):
     """[(path in train, path in val or test)] of files that are the same byte for byte. Such pictures make the scores
-    look better than they are. Only files of equal size are read, and in full only where their first 4 KiB agree.
+    look better than they are. same: as in `pictures_to_know_of`.
+    """
+    train = list(dict.fromkeys(path for path, _ in splits["train"]))
+    others = list(dict.fromkeys(path for split in ("val", "test") for path, _ in splits.get(split, [])))
+    same = same_files([*train, *others]) if same is None else same
+    first = {path: group[0] for group in same for path in group}
+    twins = {}  # by the first of each group, or by the path itself: one file may be in two splits
+    for other in others:
+        twins.setdefault(first.get(other, other), []).append(other)
+    return [(path, other) for path in train for other in twins.get(first.get(path, path), [])]
+
+
+def same_files(paths):
+    """Lists of two or more files that are the same byte for byte. Only files of equal size are read, and in full only
+    where their first 4 KiB agree.
     """
 
     def read(path, most=-1):
@@ -247,20 +655,17 @@ def find_duplicates(splits):
     def start_of(path):
         return read(path, 4096)
 
-    train = list(dict.fromkeys(path for path, _ in splits["train"]))
-    others = list(dict.fromkeys(path for split in ("val", "test") for path, _ in splits.get(split, [])))
+    groups = [list(dict.fromkeys(paths))]
     for key in (size_of, start_of, read):  # each looks only at the files that the one before has left
-        of_train, of_others = ({path: key(path) for path in paths} for paths in (train, others))
-        both = set(of_train.values()) & set(of_others.values())
-        train, others = ([path for path, k in found.items() if k in both] for found in (of_train, of_others))
-    return [(path, other) for path in train for other in others if of_train[path] == of_others[other]]
+        groups = [alike for group in groups for alike in _by(key, group) if len(alike) > 1]
+    return groups
 
 
 def fingerprint(images):
     """What a run learns from, in a few words: which pictures are in train and val and in which class, by file name; the
-    same when the folder has moved. The test split may change, since nothing is learned from it.
+    same when the folder has moved, to another file system, too. The test split may change: nothing is learned from it.
     """
-    names = [(s, images.classes[y], Path(p).name) for s in ("train", "val") for p, y in images.splits[s]]
+    names = [(s, images.classes[y], nfc(Path(p).name)) for s in ("train", "val") for p, y in images.splits[s]]
     sizes = ", ".join(f"{split} {len(images.splits[split])}" for split in ("train", "val"))
     return f"{sizes}, names {hashlib.sha256(ascii(names).encode()).hexdigest()[:8]}"
 
@@ -280,10 +685,6 @@ def refuse_others(fingerprint, before, folder, file, option="--weights"):
     if fingerprint != before:
         raise DataError(f"{folder} holds other pictures ({fingerprint}) than the run was started with ({before}): start a "
                         f"new run from its weights, {option} {shlex.quote(file)}")
-
-
-def _some(names):
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 # ---- the walk of one image: decode, augment
@@ -730,12 +1131,15 @@ def main(argv=None):
     parser.add_argument("-j", "--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
                         help="processes that decode (default here %(default)s)")
     args = parser.parse_args(argv)
-    ignored = Counter()
     if not os.path.isdir(args.check):
         parser.error(f"no such folder: {args.check}")
-    paths = list_folder(args.check, ignored)
+    try:
+        tree = look_into(args.check)
+    except DataError as error:
+        parser.error(_one_line(str(error)))
+    paths = _pictures_in(tree)
     if not paths:
-        parser.error(f"{args.check} holds no pictures ({', '.join(e[1:] for e in EXTENSIONS)})")
+        parser.error(_one_line(f"{args.check} holds no pictures{_instead(tree)}"))
 
     def progress(found):
         return tqdm(found, "check", len(SeededBatches(len(paths), 16)), leave=False, disable=None)
@@ -745,9 +1149,9 @@ def main(argv=None):
     except KeyboardInterrupt:
         parser.exit(130, "\nstopped\n")
     lines = [" ".join(f"cannot read {path} ({reason})".splitlines()) for path, reason in bad.items()]
-    kinds = ", ".join(f"{n} {kind}" for kind, n in ignored.most_common(5))
-    kinds = f"; passed over: {kinds}" if kinds else ""
-    lines.append(f"{len(paths)} pictures, {len(bad)} that cannot be read{kinds}")
+    ignored = _ignored_in(tree)
+    passed_over = f"; passed over: {_kinds(ignored)}" if ignored else ""
+    lines.append(f"{len(paths)} pictures, {len(bad)} that cannot be read{passed_over}")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may hold any bytes
     try:

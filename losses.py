@@ -21,6 +21,7 @@ This file needs torch alone and can be copied into any project.
 """
 
 import math
+import unicodedata
 
 import torch
 import torch.distributed as dist
@@ -253,6 +254,11 @@ def _rename(classes, separators):
     return f" (rename a class with {words})" if any(mark in c for c in classes for mark in separators) else ""
 
 
+def _nfc(name):
+    """In Unicode's composed form: a name that is typed, and that of a folder, may be other characters that look the same."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _check_known(name, classes, what, separators):
     if name not in classes:
         raise LossError(f"{what} name an unknown class '{name}'; the classes are {', '.join(classes)}"
@@ -282,8 +288,9 @@ def class_weights(spec, classes, counts, device="cpu"):
         return None
     if spec == "balanced":
         return torch.tensor([sum(counts) / (len(counts) * n) for n in counts], device=device)
+    classes = [_nfc(name) for name in classes]
     weights, named = dict.fromkeys(classes, 1.0), set()
-    for part in spec.split(","):
+    for part in _nfc(spec).split(","):
         name, equals, value = part.strip().rpartition("=")
         if not equals:
             raise LossError(f"class weights '{spec}' are neither 'balanced' nor like {classes[0]}=10,{classes[-1]}=1"
@@ -319,7 +326,7 @@ def cost_matrix(spec, classes):
     classes: the C names.
     """
     costs, named = 1 - torch.eye(len(classes)), set()
-    spec = spec or ""
+    classes, spec = [_nfc(name) for name in classes], _nfc(spec or "")
     for part in spec.split(","):
         pair, equals, value = part.strip().rpartition("=")
         truth, colon, prediction = pair.partition(":")

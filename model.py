@@ -17,6 +17,7 @@ import os
 import re
 import shlex
 import sys
+import unicodedata
 import warnings
 import zipfile
 from collections import Counter, OrderedDict
@@ -496,8 +497,12 @@ def set_dropout(model, head, p):
 
 
 def output_names(saved):
-    """What the outputs of the network of one of our checkpoints stand for: classes, or numbers."""
-    return saved["classes"] if "classes" in saved else saved["outputs"]
+    """What the outputs of the network of one of our checkpoints stand for: classes, whose names are compared in Unicode's
+    composed form (NFC), or numbers.
+    """
+    if "classes" not in saved:
+        return saved["outputs"]
+    return [unicodedata.normalize("NFC", name) for name in saved["classes"]]
 
 
 def rebuild(saved):

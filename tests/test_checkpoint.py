@@ -15,6 +15,7 @@ import arguments
 import checkpoint
 from checkpoint import CheckpointError
 from conftest import ROOT, read
+from model import output_names
 from test_model import Payload
 from test_train_classifier import equal
 
@@ -154,6 +155,14 @@ def test_load_refuses_what_is_no_checkpoint(tmp_path):
     (tmp_path / "last.pt").write_bytes(torn[: len(torn) // 2])
     with pytest.raises(CheckpointError, match="damaged"):
         checkpoint.load(tmp_path / "last.pt", "test")
+
+
+def test_classes_are_compared_in_nfc(tmp_path):
+    checkpoint.save(state(1, classes=["cafe\u0301", "tea"]), tmp_path)
+    assert checkpoint.load(tmp_path / "last.pt")["classes"] == ["caf\u00e9", "tea"]
+    assert output_names(read(tmp_path / "last.pt")) == ["caf\u00e9", "tea"]  # for --weights
+    checkpoint.save(state(2, classes=7), tmp_path)  # somebody else's
+    assert checkpoint.load(tmp_path / "last.pt")["classes"] == 7
 
 
 def test_write_csv(tmp_path):

@@ -1,10 +1,12 @@
 import os
 import random
+import re
 import shutil
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -63,15 +65,15 @@ def test_walks_down_and_passes_over_what_is_no_picture(tmp_path):
     (tmp_path / "train/.cache").mkdir()
     images = data.find_images(tmp_path)
     assert data.counts(images, "train") == [3, 2]
-    assert images.ignored == Counter({".txt": 1, ".db": 1})
-    assert "passed over what is no picture or split: 1 .db, 1 .txt" in data.describe(images)
+    assert images.ignored == Counter({".txt": 1, "train/cat/._*": 1})
+    assert "note: passed over what is no picture: 1 .txt" in data.describe(images).splitlines()
 
 
 def test_a_folder_that_must_not_be_looked_into(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "iterdir", refuse)  # root may look into any
+    monkeypatch.setattr(os, "scandir", refuse)  # root may look into any
     with pytest.raises(data.DataError, match=f"cannot look into {tmp_path} .Permission denied"):
         data.find_images(tmp_path)
 
@@ -80,6 +82,7 @@ def test_links_that_lead_back_up(tmp_path):
     draw_folder(tmp_path, train=2, val=1)
     for name in ("again", "twice"):
         os.symlink(tmp_path / "train/cat", tmp_path / "train/cat" / name)
+    os.symlink("itself", tmp_path / "train/cat/itself")
     assert data.counts(data.find_images(tmp_path), "train") == [2, 2]
 
 
@@ -88,7 +91,7 @@ def test_names_of_the_validation_folder(tmp_path, name):
     images = data.find_images(draw_folder(tmp_path, train=3, **{name: 2}))
     assert data.counts(images, "train") == [3, 3] and data.counts(images, "val") == [2, 2]
     draw_folder(tmp_path, extra=1)
-    assert "1 extra/" in data.describe(data.find_images(tmp_path))
+    assert "not used: extra/ (2)" in data.describe(data.find_images(tmp_path))
 
 
 def wrong_folders(root, case):
@@ -106,7 +109,7 @@ def wrong_folders(root, case):
     elif case == "different classes":
         shutil.move(root / "val/dog", root / "val/wolf")
     elif case == "misnamed splits":
-        (root / "train").rename(root / "Training"), (root / "val").rename(root / "Val")
+        (root / "train").rename(root / "learn"), (root / "val").rename(root / "Val")
     elif case == "one picture":
         shutil.rmtree(root / "val"), (root / "train/dog/dog.0.png").unlink()
     return root
@@ -115,8 +118,8 @@ def wrong_folders(root, case):
 @pytest.mark.parametrize("case, words", [
     ("missing", "no such folder: .*nowhere"), ("file", "is a file, not a folder"), ("no class folders", "no class folders in .*train"),
     ("empty class", "bird holds no pictures"), ("one class", r"one class only \('dog'\)"),
-    ("different classes", "different classes: dog, wolf"), ("one picture", "one picture only"),
-    ("misnamed splits", "holds Training, Val but no train/"),
+    ("different classes", "val holds classes that .*train lacks: wolf"), ("one picture", "one picture only"),
+    ("misnamed splits", "holds Val/ but no train/: name"),
 ])
 def test_folders_that_cannot_be_used(tmp_path, case, words):
     with pytest.raises(data.DataError, match=words):
@@ -143,6 +146,314 @@ def test_find_duplicates(tmp_path):
         (tmp_path / split / "cat/long.png").write_bytes(b"x" * 5000 + end)
     pairs = data.find_duplicates(data.find_images(tmp_path).splits)
     assert pairs == [(str(tmp_path / "train/cat/cat.1.png"), str(tmp_path / "test/dog/copy.png"))]
+
+
+# ---- layouts as people have them
+
+
+def lay_out(root, *places):
+    """lay_out(root, ("train/cat", 3), "notes.txt"): three small files 0.png, 1.png, 2.png in train/cat, each of its own
+    content; and a file of that name. No pictures: nothing decodes them here."""
+    for place in places:
+        place, count = place if isinstance(place, tuple) else (place, None)
+        folder = root / (place if count is not None else os.path.dirname(place))
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(count or 0):
+            (folder / f"{i}.png").write_bytes(f"{place} {i}".encode())
+        if count is None:
+            (root / place).write_bytes(place.encode())
+    return root
+
+
+def each(count, *paths):
+    return [(path, count) for path in paths]
+
+
+SPLIT = each(4, "train/a", "train/b") + each(2, "val/a", "val/b")
+CLASSES = each(5, "a", "b")
+E_ACUTE, E_AND_ACCENT = "\u00e9", "e\u0301"  # the same letter in NFC and in NFD
+NO_LABELS = "note: test/ has no labels, so there is no test split: 3 pictures in no class folders; once trained: " \
+            "python predict.py --checkpoint .../best.pt {root}/test"
+
+
+# what lies there: {split: pictures per class}, the lines that are said (as a whole, or up to "...")
+LAYOUTS = {
+    "split": (SPLIT, {"train": [4, 4], "val": [2, 2]}, []),
+    "classes": (CLASSES, {"train": [4, 4], "val": [1, 1]}, []),
+    # names of splits
+    "nested once more": (
+        each(5, "training_set/training_set/a", "training_set/training_set/b") + each(3, "test_set/test_set/a"),
+        {"train": [4, 4], "val": [1, 1], "test": [3, 0]},
+        ["note: read training_set/training_set as train, test_set/test_set as test",
+         "note: test_set/ has no pictures of b: trained, but not scored"]),
+    "words": (
+        each(5, "seg_train/a", "seg_train/b") + each(3, "seg_test/a", "seg_test/b") + each(7, "seg_pred/seg_pred"),
+        {"train": [4, 4], "val": [1, 1], "test": [3, 3]},
+        ["note: read seg_train as train, seg_test as test",
+         "warning: 7 pictures in folders that are no split and no class, not used: seg_pred/ (7)"]),
+    "years": (each(4, "train2017/a", "train2017/b") + each(2, "val2017/a", "val2017/b"),
+              {"train": [4, 4], "val": [2, 2]}, ["note: read train2017 as train, val2017 as val"]),
+    "capitals": (each(4, "TRAINING/a", "TRAINING/b") + each(2, "Val/a", "Val/b", "myTestData/a", "myTestData/b"),
+                 {"train": [4, 4], "val": [2, 2], "test": [2, 2]},
+                 ["note: read TRAINING as train, Val as val, myTestData as test"]),
+    "the plain name wins": (SPLIT + each(3, "train_masks/a") + each(1, "dev"), {"train": [4, 4], "val": [2, 2]},
+                            ["warning: 4 pictures in folders that are no split and no class, not used: dev/ (1), train_masks/ (3)"]),
+    "words within words": (each(5, "constrain", "protested", "testudo", "trainer", "validity"),
+                           {"train": [4] * 5, "val": [1] * 5}, []),
+    "a class named train": (each(5, "bus", "car", "train"), {"train": [4, 4, 4], "val": [1, 1, 1]},
+                            ["note: read as classes, though named like splits: train"]),
+    "classes named like splits, in train/": (each(5, "train/negative_test", "train/test", "train/valid"),
+                                             {"train": [4] * 3, "val": [1] * 3},
+                                             ["note: read as classes, though named like splits: negative_test, test, valid"]),
+    # splits that lack something
+    "val lacks a class": (SPLIT + each(3, "train/rare"), {"train": [4, 4, 3], "val": [2, 2, 0]},
+                          ["note: val/ has no pictures of rare: trained, but not scored"]),
+    "val has an empty folder": (SPLIT + each(3, "train/rare") + each(0, "val/rare"), {"train": [4, 4, 3], "val": [2, 2, 0]},
+                                ["note: val/ has no pictures of rare: trained, but not scored"]),
+    "test without labels": (SPLIT + each(3, "test"), {"train": [4, 4], "val": [2, 2]}, [NO_LABELS]),
+    "test/test": (SPLIT + each(3, "test/test"), {"train": [4, 4], "val": [2, 2]}, [NO_LABELS]),
+    "test/unknown": (SPLIT + each(2, "test/unknown") + each(1, "test"), {"train": [4, 4], "val": [2, 2]}, [NO_LABELS]),
+    "test/ is empty": (SPLIT + each(0, "test"), {"train": [4, 4], "val": [2, 2]},
+                       ["note: test/ has no labels, so there is no test split: it holds no pictures"]),
+    # what is not used, and what lies deeper
+    "above": (SPLIT + each(2, "", "train") + each(1, "val"), {"train": [4, 4], "val": [2, 2]},
+              ["warning: 5 pictures above the class folders, in no class, not used: 0.png, 1.png, 0.png, 1.png, 0.png"]),
+    "beside": (SPLIT + each(2, "a", "more/deep") + each(0, "docs"), {"train": [4, 4], "val": [2, 2]},
+               ["warning: 4 pictures in folders that are no split and no class, not used: a/ (2), docs/ (0), more/ (2)"]),
+    "beside, without pictures": (SPLIT + ["docs/x.txt"], {"train": [4, 4], "val": [2, 2]},
+                                 ["note: 0 pictures in folders that are no split and no class, not used: docs/ (0)",
+                                  "note: passed over what is no picture: 1 .txt"]),
+    "deeper": (each(5, "a/images", "b/images/more"), {"train": [4, 4], "val": [1, 1]},
+               ["note: 10 pictures deeper than a class folder, used like the others in it: a/images/ (5), b/images/ (5)"]),
+    "one class has masks": (CLASSES + each(5, "a/masks"), {"train": [8, 4], "val": [2, 1]},
+                            ["note: 5 pictures deeper than a class folder, used like the others in it: a/masks/ (5)"]),
+    "hidden": (CLASSES + each(3, ".net", "a/.old/older") + ["a/.x.png", "b/.y.png", "b/.z.png", ".gitignore"],
+               {"train": [4, 4], "val": [1, 1]},
+               ["note: 9 pictures hidden, not used (a name without the dot would be): .net/ (3), a/.old/ (3), a/.* (1), b/.* (2)"]),
+    "by-products": (
+        CLASSES + each(1, "__MACOSX/a", "@eaDir", "a/.ipynb_checkpoints", "$RECYCLE.BIN/S-1", "System Volume Information",
+                         "lost+found", ".Trash-1000/files", "b/#recycle", ".git", "b/@Recycle")
+        + ["b/Thumbs.db", "a/desktop.ini", "a/.DS_Store", "a/._0.png", "a/._1.png"],
+        {"train": [4, 4], "val": [1, 1]},
+        ["note: 12 pictures among by-products of other programs, not used: $RECYCLE.BIN/ (1), .Trash-1000/ (1), .git/ (1), "
+         "@eaDir/ (1), System Volume Information/ (1) and 6 more"]),
+    "runs": (
+        CLASSES + ["runs/train_classifier/1/args.json", "runs/train_classifier/1/curves.png", "mine/last.pt", "mine/own.png",
+                   "mine/best.pt", "mine/args.json", "out/x/best.pt", "out/x/mistakes.png", "early/args.json", "b/best.pt"],
+        {"train": [4, 4], "val": [1, 1]},
+        ["note: 3 pictures in folders of runs of these scripts, not used: mine/ (1), out/ (1), runs/ (1)",
+         "note: passed over what is no picture: 1 .pt"]),
+    "a class named runs": (each(5, "runs/fast", "walks"), {"train": [4, 4], "val": [1, 1]},
+                           ["note: 5 pictures deeper than a class folder, used like the others in it: runs/fast/ (5)"]),
+    "extensions": (
+        CLASSES + [f"a/x.{i}y" for i in range(12)] + ["a/x.TXT", "b/x.txt", "labels.csv", "README"],
+        {"train": [4, 4], "val": [1, 1]},
+        ["note: passed over what is no picture: 2 .txt, 1 without an extension, 1 .csv, 1 .0y, 1 .10y, 1 .11y, 1 .1y, 1 .2y "
+         "and 7 more kinds (7 files)"]),
+    "capitals alone": (each(5, "Cat", "cat", "dog"), {"train": [4] * 3, "val": [1] * 3},
+                       ["warning: classes whose names differ in capital letters alone: Cat, cat"]),
+    "masks by name": (CLASSES + [f"a/{i}_mask.png" for i in range(4)] + ["a/4_mask_1.png"] + ["b/thumb-0.png", "b/thumb-1.png", "b/1 (2).png"],
+                      {"train": [8, 6], "val": [2, 2]},
+                      ["warning: 5 pictures named like another one and '_mask' (0_mask.png and 0.png): used ...",
+                       "warning: 2 pictures named like another one and 'thumb' (thumb-0.png and 0.png): used ..."]),
+    "NFC": (each(4, f"train/caf{E_ACUTE}", "train/b") + each(2, f"val/caf{E_AND_ACCENT}", "val/b"),
+            {"train": [4, 4], "val": [2, 2]}, []),
+    "a line": (CLASSES + each(1, ".two\nlines"), {"train": [4, 4], "val": [1, 1]},
+               ["note: 1 picture hidden, not used (a name without the dot would be): .two lines/ (1)"]),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_that_are_read(tmp_path, name):
+    inside, expected, said = LAYOUTS[name]
+    images = data.find_images(lay_out(tmp_path, *inside))
+    assert {split: data.counts(images, split) for split in images.splits} == expected
+    for path, label in (place for found in images.splits.values() for place in found):
+        assert images.classes[label] in data.nfc(path).split(os.sep)
+    lines = data.describe(images, hints=False).splitlines()[len(images.classes) + 2 :]
+    assert len(lines) == len(said), lines
+    for line, words in zip(lines, said, strict=True):
+        words = words.format(root=tmp_path)
+        assert line.startswith(words[:-3]) if words.endswith("...") else line == words
+
+
+@pytest.mark.parametrize("inside, words", [
+    # nobody but the user knows
+    (each(3, "a/images", "a/masks", "b/images", "b/masks"), r"all hold pictures in images/, masks/: .*move the others away"),
+    (CLASSES + each(3, "a/thumbs", "b/thumbs"), "all hold pictures in thumbs/, the class folder itself: "),
+    (each(3, "train/a/x", "train/a/y", "train/b/x", "train/b/y", "train/b/z"), "train .a/, b/. all hold pictures in x/, y/"),
+    (each(3, "learn/a", "learn/b", "check/a", "check/b"), "all hold pictures in a/, b/: .* as in train/cat$"),
+    (each(3, "bottle/train", "bottle/test", "nut/train", "nut/test"), "bottle/test is named like a split: .*{root}/bottle"),
+    # names of splits
+    (CLASSES + each(3, "test"), r"holds test/ but no train/: .*move them into one folder train/, such as {root}/train/test$"),
+    (each(3, "negative_test", "positive_test"), "holds negative_test/, positive_test/ but no train/"),
+    (each(3, "cats_train", "dogs_train", "cats_val", "dogs_val"), "cats_train/, dogs_train/, and one at most can be the split train"),
+    (each(3, "train_1/a", "train_1/b", "train_2/a", "train_2/b"), "train_1/, train_2/, and one at most can be the split train: name"),
+    (SPLIT + each(3, "valid/a", "valid/b"), "holds val/, valid/, and one at most can be the split val"),
+    (each(3, "steam_train/a", "steam_train/b", "bus/a", "bus/b"), "steam_train/, perhaps the split train, beside bus/"),
+    (each(3, "train_val/a", "train_val/b", "Train/a", "Train/b"), "Train/, perhaps the split train, beside train_val/"),
+    (each(3, "train", "car"), "holds train/, perhaps the split train, beside car/: .* such as {root}/train/train$"),
+    (each(3, "train", "car", "bus", "val"), "train/, perhaps the split train, beside bus/, car/"),
+    (each(3, "train", "test"), "no class folders in {root}/train, but 3 pictures right in it"),
+    # one too high
+    (each(3, "set/a", "set/b"), "holds set/ alone, and a/, b/ lie further down: type --data {root}/set$"),
+    (each(3, "zip/set/a", "zip/set/b") + ["x.txt"], "further down: type --data {root}/zip/set$"),
+    ([(f"my set/{place}", n) for place, n in SPLIT], "further down: type --data '{root}/my set'$"),
+    ([(f"test_data/{place}", n) for place, n in SPLIT], "train/, val/ lie further down: type --data {root}/test_data$"),
+    ([(f"train_data/{place}", n) for place, n in SPLIT], "train is named like a split: type --data {root}/train_data if"),
+    (each(3, "train/images/a", "train/images/b"), "further down: move what {root}/train/images holds into {root}/train$"),
+    (SPLIT + each(3, "test/images/a", "test/images/b"), "move what {root}/test/images holds into {root}/test$"),
+    # classes
+    (SPLIT + each(3, "val/wolf"), "{root}/val holds classes that {root}/train lacks: wolf; put pictures of them there"),
+    (each(3, "train/a", "train/Dog", "val/dog "), "or is 'dog ' the same as 'Dog'. Then rename it"),
+    (SPLIT + each(3, "test/x", "test/y"), "{root}/test holds classes that {root}/train lacks: x, y"),
+    (SPLIT[:2] + each(3, "val"), "no class folders in {root}/val, but 3 pictures right in it: .*, or remove val/"),
+    (SPLIT[:2] + each(0, "val/a"), r"no class folders in {root}/val .it is empty.: .*, or remove val/"),
+    (each(1, "a") + each(3, "b"), "{root}/a holds one picture only: .*add a second one, or put .* into a folder val/"),
+    (CLASSES + each(0, "c"), "class folder {root}/c holds no pictures .it is empty.: put some there, or take it out"),
+    (CLASSES + ["c/0.tar", "c/1.tar", "c/.x.png"], "c holds no pictures .but 2 .tar, 1 in .\\*.: put some there"),
+    (each(3, f"caf{E_ACUTE}", f"caf{E_AND_ACCENT}"), f"two folders named caf{E_ACUTE}, once in Unicode's form NFC"),
+    # no pictures
+    (["x.zip", "y.zip", ".hidden/a.png"], r"{root} holds no pictures .but 2 .zip, 1 in .hidden/."),
+    ([], "{root} holds no pictures .it is empty."),
+    (each(3, ""), "no class folders in {root}, but 3 pictures right in it: put the pictures of each class into a folder"),
+])
+def test_layouts_that_are_refused(tmp_path, inside, words):
+    root = lay_out(tmp_path / "root", *inside, ("", 0))
+    with pytest.raises(data.DataError, match=words.format(root=root)) as error:
+        data.find_images(root)
+    assert "\n" not in str(error.value)
+
+
+def test_a_single_new_class_and_one_folder_too_high(tmp_path):
+    lay_out(tmp_path, *each(3, "one/fox", "one/fox/deeper", "one/fox/more", "two/set/a", "two/set/b", "three/fox/images"))
+    assert data.counts(data.find_images(tmp_path / "one", least=1), "train") == [7]
+    assert data.counts(data.find_images(tmp_path / "three", least=1), "train") == [2]
+    with pytest.raises(data.DataError, match="two/set; or, if 'set' is a class, put its pictures right into .*two/set$"):
+        data.find_images(tmp_path / "two", least=1)
+
+
+def test_where_pictures_have_moved_to(tmp_path):
+    with pytest.raises(data.DataError, match="no such folder: .*gone: say where the pictures are now, by --data NEWPLACE"):
+        data.find_images(tmp_path / "gone")
+
+
+def test_the_same_file_in_two_classes(tmp_path):
+    lay_out(tmp_path, *SPLIT)
+    for split in ("train", "val"):
+        shutil.copy(tmp_path / "train/a/0.png", tmp_path / split / "b/copy.png")
+    shutil.copy(tmp_path / "train/a/1.png", tmp_path / "train/a/copy.png")  # nobody minds
+    lines = data.describe(data.find_images(tmp_path)).splitlines()[4:]
+    assert lines == [
+        "warning: 1 picture in two classes, byte for byte the same: a/0.png and b/copy.png: keep each in one of them",
+        *(f"warning: the same picture twice, so the scores are too good: {tmp_path}/train/{x} and {tmp_path}/val/b/copy.png"
+          for x in ("a/0.png", "b/copy.png"))]
+
+
+def test_a_data_set_that_moves_to_another_file_system(tmp_path):
+    """Its names in NFD, as macOS may have written them, or in NFC: the same classes, order, split and fingerprint."""
+    found = []
+    for e in (E_ACUTE, E_AND_ACCENT):
+        root = lay_out(tmp_path / e.encode().hex(), *each(20, f"{e}t{e}", "eu", "f"))
+        for i in range(20):
+            (root / f"{e}t{e}" / f"{i}.png").rename(root / f"{e}t{e}" / f"{'fe'[i % 2]}{e}{i}.png")
+        found.append(data.find_images(root))
+    first, second = found
+    assert first.classes == second.classes == ["eu", "f", f"{E_ACUTE}t{E_ACUTE}"]
+    for split in ("train", "val"):
+        assert [data.nfc(Path(p).name) for p, _ in first.splits[split]] == [data.nfc(Path(p).name) for p, _ in second.splits[split]]
+    assert data.fingerprint(first) == data.fingerprint(second)
+    assert all(os.path.exists(path) for path, _ in second.splits["train"])
+
+
+def test_the_fingerprint_is_that_of_earlier_versions(tmp_path):
+    """Or their runs could not be resumed."""
+    images = data.find_images(lay_out(tmp_path, *each(10, "cat/deeper", "dog") + each(3, "cat")))
+    assert data.fingerprint(images) == "train 18, val 5, names d212561a"
+
+
+ENDINGS = (".png", ".jpg")
+NAMES = ["train", "Train", "training_set", "seg_train", "val", "val2017", "test", "testSet", "dev", "train_val", "constrain",
+         "images", "masks", ".hidden", "__MACOSX", ".ipynb_checkpoints", "@eaDir", "runs", "cat", "Cat", "fox", f"caf{E_ACUTE}",
+         f"caf{E_AND_ACCENT}", "two\nlines", "set"]
+
+
+def mutate(root, rng):
+    """Change something in a folder of pictures at random: what is left of it is what a user may have."""
+    folders = sorted(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())
+    files = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+    folder, file = rng.choice([*folders, root]), rng.choice([*files, None])
+    new = folder / rng.choice(NAMES)
+    kind = rng.randrange(12)
+    if kind == 0 and folder != root and not (folder.parent / new.name).exists():
+        folder.rename(folder.parent / new.name)
+    elif kind == 1 and folder not in (root, *root.iterdir()):
+        for path in folder.iterdir():  # up
+            if not (target := folder.parent / path.name).exists():
+                path.rename(target)
+    elif kind == 2 and not new.exists():  # down
+        new.mkdir()
+        for path in sorted(folder.iterdir()):
+            if path != new and rng.random() < 0.7:
+                path.rename(new / path.name)
+    elif kind == 3 and file:
+        file.rename(rng.choice([*folders, root]) / file.name)
+    elif kind == 4 and file:
+        shutil.copy(file, rng.choice([*folders, root]) / f"copy{rng.randrange(9)}.png")
+    elif kind == 5 and file:
+        file.rename(file.with_name(rng.choice([".", "._", "x_"]) + file.name))
+    elif kind == 6 and file:
+        file.rename(file.with_name(file.stem + rng.choice([".PNG", ".Jpg", ".txt", "", ".png.part", "_mask.png"])))
+    elif kind == 7:
+        lay_out(new, ("", rng.randrange(3)))
+    elif kind == 8 and folder != root:
+        shutil.rmtree(folder)
+    elif kind == 9:
+        lay_out(folder, *rng.sample(["notes.txt", "args.json", "best.pt", "curves.png", "Thumbs.db", "labels.csv"], 2))
+    elif kind == 10 and not os.path.lexists(folder / "back"):
+        os.symlink(rng.choice([root, folder]), folder / "back")
+    elif kind == 11:
+        for sibling in folder.parent.iterdir() if folder != root else ():
+            if sibling.is_dir():
+                lay_out(sibling / "masks", ("", 2))
+
+
+@pytest.fixture
+def quick_folder(tmp_path):
+    """In memory where there is such a place: making and removing folders takes milliseconds each on some disks."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path) as folder:
+        yield Path(folder)
+
+
+def test_mutated_folders_are_read_or_refused_and_every_picture_is_accounted_for(quick_folder):
+    """Some hundred times: a good layout, changed at random. Either one line says what is wrong, or every picture that an
+    independent walk finds is in a split or in the count of a printed line."""
+    rng, outcomes = random.Random(0), Counter()
+    starts = [lay_out(quick_folder / "0", *SPLIT, *each(2, "test/a", "test/b")),
+              lay_out(quick_folder / "1", *each(3, "a", "b", "c"))]
+    for number in range(400):
+        root = shutil.copytree(rng.choice(starts), quick_folder / "root")
+        for _ in range(rng.randint(1, 4)):
+            mutate(root, rng)
+        try:
+            images = data.find_images(root)
+            text = data.describe(images)
+        except data.DataError as error:
+            assert str(root) in str(error) and len(str(error)) > len(str(root)) + 20
+            outcomes["refused"] += 1
+        else:
+            walked = [os.path.join(where, name) for where, _, names in os.walk(root) for name in names]
+            pictures = [path for path in walked if path.lower().endswith(ENDINGS)]
+            used = [path for found in images.splits.values() for path, _ in found]
+            lines = text.splitlines()[len(images.classes) + 2 :]
+            assert all(line.startswith(("note: ", "warning: ", "hint: ")) for line in lines), text
+            left = [int(n) for line in lines for n in re.findall(
+                r"^\w+: (\d+) pictures? (?:above|in folders|hidden|among)|(\d+) pictures? in no class f", line) for n in n if n]
+            assert len(used) == len(set(used)) and set(used) <= set(pictures)
+            assert len(used) + sum(left) == len(pictures), f"{number}\n{text}\n" + "\n".join(pictures)
+            outcomes["left out" if sum(left) else "read"] += 1
+        shutil.rmtree(root)
+    assert min(outcomes.values()) > 40 and len(outcomes) == 3, outcomes
 
 
 # ---- decoding

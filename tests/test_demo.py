@@ -296,7 +296,7 @@ def test_pets_are_laid_out_from_the_archives(tmp_path, archives, capsys):
     said = capsys.readouterr().out
     assert "42 photographs are in" in said
     images = data.find_images(tmp_path / "pets")
-    assert images.classes == ["cat", "dog"] and not images.ignored
+    assert images.classes == ["cat", "dog"] and images.ignored == {".pets/": 42, ".txt": 1}
     found = {split: names(images, split) for split in ("train", "val", "test")}
     for split, per_breed in (("train", 8), ("val", 2), ("test", 4)):
         for breed in BREEDS:

@@ -292,6 +292,8 @@ def test_class_weights():
     assert class_weights("dog=10", ["cat", "dog"], [3, 1]).tolist() == [1, 10]
     assert class_weights("dog=10, cat=0.5", ["cat", "dog"], [3, 1]).tolist() == [0.5, 10]
     assert class_weights("a=b=2", ["a=b", "c"], [3, 1]).tolist() == [2, 1]
+    for typed, known in (("caf\u00e9=2", "cafe\u0301"), ("cafe\u0301=2", "caf\u00e9")):  # NFC and NFD
+        assert class_weights(typed, [known, "tea"], [3, 1]).tolist() == [2, 1]
 
 
 @pytest.mark.parametrize("spec, words", [
@@ -310,6 +312,7 @@ def test_cost_matrix_from_words():
     assert costs.dtype == torch.float32
     assert costs.tolist() == [[0, 2.5, 1], [10, 0, 1], [1, 1, 0]]  # rows: truth
     assert cost_matrix("a=b:c=2", ["a=b", "c"]).tolist() == [[0, 2], [1, 0]]
+    assert cost_matrix("cafe\u0301:tea=2", ["caf\u00e9", "tea"]).tolist() == [[0, 2], [1, 0]]
     # A dog (the second row) that is called a cat.
     loss = CostMatrix(costs)(torch.tensor([[1e2, 0, 0]]), torch.tensor([1]))
     assert loss.item() == pytest.approx(10 * (100 - math.log(2)), rel=1e-6)

@@ -109,6 +109,15 @@ def test_against_scikit_learn(known):
     assert line.split()[2:] == [*(f"{value:.4f}" for value in known["macro"]), "10"]
 
 
+def test_a_class_that_does_not_occur_lowers_no_mean():
+    """The same samples among four classes and among six, two of which occur neither in the truth nor in the predictions."""
+    four, six = (metrics.confusion_matrix(PREDICTIONS, LABELS, count) for count in (4, 6))
+    assert metrics.scores(six) == metrics.scores(four)
+    mean, same = (next(line for line in metrics.report(c, list("abcdef")[: len(c)]).splitlines() if line.startswith("macro"))
+                  for c in (four, six))
+    assert mean == same
+
+
 def test_top_k_accuracy_against_scikit_learn():
     # top_k_accuracy_score(LABELS, outputs, k=k, labels=range(4)) of scikit-learn 1.9.1. By hand: the true class has
     # rank 1 1 2 3 1 1 2 1 3 2 in the rows, so 5/10 are within the first, 8/10 within the first two, all within three.

@@ -305,6 +305,35 @@ def test_the_predictions_are_those_of_best_on_test(train, pictures, capsys):
         assert p.max().item() == pytest.approx(float(row["probability"]), abs=0.02)  # resized as floats there, as uint8 here
 
 
+def test_a_class_that_val_lacks_and_a_test_folder_without_labels(train, capsys, tmp_path):
+    root = draw_folder(tmp_path / "data", train=4, val=2)
+    for i in range(4):
+        draw(root / f"train/rare/{i}.png", "cat", i)
+        draw(root / f"test/{i}.png", "cat", i)
+    run = train(data=root)
+    said = capsys.readouterr().out
+    assert "note: val/ has no pictures of rare: trained, but not scored\n" in said
+    assert f"best.pt {root}/test\n" in said and "accuracy" in said and "on the 4 pictures of val, which chose best.pt" in said
+    assert not (run / "test_predictions.csv").exists()
+    with open(run / "val_predictions.csv", newline="") as file:
+        rows = [(row["truth"], row["prediction"]) for row in csv.DictReader(file)]
+    hits = [sum(pair == (name, name) for pair in rows) for name in ("cat", "dog", "rare")]
+    both = [sum(name in pair for pair in rows) for name in ("cat", "dog", "rare")]  # in the truth, the prediction, or both
+    f1 = [2 * hit / (hit + n) for hit, n in zip(hits, both, strict=True) if n]
+    assert float(history(run)[-1]["val_macro_f1"]) == pytest.approx(sum(f1) / len(f1))
+    assert float(history(run)[-1]["val_balanced_accuracy"]) == pytest.approx(sum(hits) / 4)
+
+
+def test_pictures_that_have_moved(train, error_of, tmp_path):
+    root = draw_folder(tmp_path / "data", train=3, val=2)
+    run = train(data=root)
+    root.rename(tmp_path / "moved")
+    resume = ["--resume", str(run / "last.pt"), "--epochs", "2"]
+    assert f"no such folder: {root}: say where the pictures are now" in error_of(train_classifier.main, resume)
+    train_classifier.main([*resume, "--data", str(tmp_path / "moved")])
+    assert len(history(run)) == 2
+
+
 def test_the_test_split_is_read_once_and_last(train, monkeypatch):
     read_splits, real = [], data.decode
     monkeypatch.setattr(data, "decode", lambda path, *a: (read_splits.append(Path(path).parts[-3]), real(path, *a))[1])
@@ -688,7 +717,7 @@ def test_a_path_that_is_too_long(train, error_of):
 
 @pytest.mark.parametrize("case, words", [
     ("missing", "no such folder"), ("no class folders", "no class folders in"), ("empty class", "holds no pictures"),
-    ("one class", "one class only"), ("different classes", "different classes: dog, wolf"),
+    ("one class", "one class only"), ("different classes", "/train lacks: wolf"),
 ])
 def test_bad_folders(train, error_of, tmp_path, case, words):
     assert words in error_of(train, data=wrong_folders(tmp_path / "data", case), output=tmp_path / "out")
