@@ -11,6 +11,7 @@ This file needs the standard library alone and can be copied into any project.
 
 import argparse
 import os
+import unicodedata
 
 
 def make_parser(description):
@@ -58,8 +59,8 @@ def numbers(low, high):
 
 
 def names(text):
-    """An argparse type: several names, comma-separated, as a list."""
-    return [part.strip() for part in text.split(",")]
+    """An argparse type: several names, comma-separated, as a list; letters with accents in one form (NFC)."""
+    return [part.strip() for part in unicodedata.normalize("NFC", text).split(",")]
 
 
 def typed_options(parser, argv):

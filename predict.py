@@ -19,7 +19,6 @@ import glob
 import math
 import os
 import sys
-import unicodedata
 from collections import Counter, namedtuple
 from pathlib import Path
 
@@ -65,11 +64,6 @@ def build_parser():
     return parser
 
 
-def nfc(name):
-    """The name in Unicode's composed form: the same letter with an accent may be written in one character or in two."""
-    return unicodedata.normalize("NFC", name)
-
-
 # A picture; the folder that was given and in which it was found (None: its own name was given), the names of the
 # folders between, and the place of its class, or -1.
 Found = namedtuple("Found", "path given between label")
@@ -79,7 +73,7 @@ def list_pictures(arguments, classes):
     """[Found]: what files, folders and globs stand for, in the order given, no file twice. The class is that which the
     first folder below the given one is named after: given `test`, `test/cat/1.jpg` is a cat. Raises data.DataError.
     """
-    place = {nfc(name): label for label, name in enumerate(classes)}
+    place = {name: label for label, name in enumerate(classes)}
     found, passed_over = {}, Counter()
     for argument in arguments:
         matches = [argument] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True))
@@ -92,7 +86,7 @@ def list_pictures(arguments, classes):
                 raise data.DataError(f"{match} holds no pictures")
             for path in inside:
                 between = Path(path).relative_to(given).parts[:-1] if given else ()
-                label = place.get(nfc(between[0]), -1) if between else -1
+                label = place.get(data.nfc(between[0]), -1) if between else -1
                 key = os.path.abspath(path)
                 if key not in found or found[key].label < 0 <= label:  # a folder says what a bare name does not
                     found[key] = Found(path, given, between, label)
@@ -103,12 +97,13 @@ def list_pictures(arguments, classes):
 
 def what_is_not_scored(found, classes):
     """Lines about the pictures (Found) without a class, if others have one or one may have been meant."""
-    names = {nfc(name) for name in classes}
+    names = set(classes)
     without = [one for one in found if one.label < 0]
     stray = [one.path for one in without if not one.between]
     strange = [os.path.join(one.given, one.between[0]) for one in without if one.between]
-    too_high = [os.path.join(one.given, one.between[0]) for one in without if names & set(map(nfc, one.between[1:2]))]
-    too_low = [os.path.dirname(path) or "." for path in stray if nfc(Path(os.path.abspath(path)).parent.name) in names]
+    too_high = [os.path.join(one.given, one.between[0]) for one in without if names & set(map(data.nfc, one.between[1:2]))]
+    too_low = [os.path.dirname(path) or "." for path in stray
+               if data.nfc(Path(os.path.abspath(path)).parent.name) in names]
     deep = [os.path.dirname(one.path) for one in found if one.label >= 0 and len(one.between) > 1]
     lines = []
     if stray and len(without) < len(found):
@@ -185,7 +180,7 @@ def write_program(state, file):
 def load_checkpoints(files):
     """Their states, which must predict the same classes (in any order), or the same numbers. Raises CheckpointError."""
     states = [checkpoint.load(file, needs=checkpoint.NEEDED) for file in files]
-    answers = [sorted(map(nfc, state["classes"])) if "classes" in state else
+    answers = [sorted(state["classes"]) if "classes" in state else
                [*state["targets"], *map(str, state["quantiles"] or [])] for state in states]
     for file, state, answer in zip(files, states, answers, strict=True):
         if ("classes" in state, answer) != ("classes" in states[0], answers[0]):
@@ -224,8 +219,7 @@ def class_rows(args, states, outputs, good, found):
     `found` that could be read.
     """
     classes = states[0]["classes"]
-    own = [list(map(nfc, state["classes"])) for state in states]  # maybe in another order
-    places = [[names.index(nfc(name)) for name in classes] for names in own]
+    places = [[state["classes"].index(name) for name in classes] for state in states]  # maybe in another order
     probabilities = torch.stack([logits.softmax(1)[:, p] for logits, p in zip(outputs, places, strict=True)]).mean(0)
     labels = torch.tensor([one.label for one in found])
     truth = labels[good] if (labels >= 0).any() else None
