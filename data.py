@@ -405,6 +405,8 @@ def _levels(image, of_the_file):
     levels = np.array(image, dtype=np.float64)
     if of_the_file and image.format in ("JPEG2000", "PPM"):  # Pillow makes 65535 of their white
         levels *= of_the_file / 65535
+    if image.mode == "I" and image.format == "TIFF" and image.tag_v2.get(339, (1,))[0] == 1:  # they have no sign
+        levels[levels < 0] += 2**32
     levels[np.isnan(levels)] = 0
     return levels
 
@@ -416,7 +418,7 @@ def _to_rgb(image, of_the_file, white):
             most = levels[np.isfinite(levels)].max(initial=0)
             kind = "floating-point numbers" if image.mode == "F" else "signed or 32-bit integers"
             raise DataError(f"its grey levels are {kind}, up to {most:.6g}: say which level is white, such as --white "
-                            f"{_likely_white(most)}")
+                            f"{_likely_white(most)} in training")
         grey = (levels / (white or of_the_file) * 255).round().clip(0, 255)
         if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero; Pillow knows that of 8 bits alone
             grey = 255 - grey
@@ -458,7 +460,7 @@ def _bare_png(content):
         length, name = struct.unpack_from(">I4s", content, place)
         chunk, place = content[place : place + length + 12], place + length + 12
         intact = chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))
-        clear = name == b"tRNS" and length == {0: 2, 2: 6}.get(colour, length)
+        clear = name == b"tRNS" and (length <= 256 if colour == 3 else length == {0: 2, 2: 6}.get(colour))
         if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND") or intact and (clear or name == b"eXIf"):
             kept.append(chunk)
     return b"".join(kept)
@@ -609,8 +611,8 @@ def hints_about(paths, white=None, resize="crop"):
         most, shares, clipped = max(level for level, _, _ in grey), [s for _, s, _ in grey], [c for _, _, c in grey]
         likely = _likely_white(most)
         if 0 < max(shares) < 1 / 16 and likely < most / max(shares):
-            lines.append(f"hint: grey levels of more than 8 bits stay below a sixteenth of white here ({most:.6g} at most in "
-                         f"{len(grey)} pictures): if {likely} is white in them, train with --white {likely}")
+            lines.append(f"hint: grey levels of more than 8 bits stay below a sixteenth of white here ({most:.6g} at most): "
+                         f"if {likely} is white in them, train with --white {likely}")
         if min(clipped) > 0.5:
             lines.append(f"hint: more than half of each picture is above --white {white:g} and so white, since grey levels "
                          f"go up to {most:.6g}: is it --white {likely}?")
