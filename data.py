@@ -210,7 +210,7 @@ def describe(images, most=20, hints=True):
 
 
 def pictures_to_know_of(splits):
-    """Lines about pictures of several frames or pages, and about those that are in the training split and in another one."""
+    """Lines about pictures of several frames or pages, and about those in the training split and in another one."""
     lines = first_frames(path for found in splits.values() for path, _ in found)
     same = find_duplicates(splits)
     lines += [f"warning: the same picture twice, so the scores are too good: {a} and {b}" for a, b in same[:3]]
@@ -228,7 +228,8 @@ def first_frames(paths):
                                       (paged, "picture of several pages", "pictures of several pages", "page")):
         if found:
             names = _some([Path(path).name for path in found])
-            lines.append(f"note: {len(found)} {plural if len(found) > 1 else kind}, of which the first {part} is used: {names}")
+            kind = plural if len(found) > 1 else kind
+            lines.append(f"note: {len(found)} {kind}, of which the first {part} is used: {names}")
     return lines
 
 
@@ -237,8 +238,8 @@ MOVING = (".gif", ".webp", ".png", ".apng", ".mpo", ".avif", ".avifs", ".fli", "
 
 
 def animated(paths):
-    """Those of the paths that hold more than one frame, or more than one page that is no smaller copy of the first. It has
-    to open a file and looks at the endings in MOVING and PAGED only.
+    """Those of the paths that hold more than one frame, or another page that is no smaller copy of the first. It has to
+    open a file and looks at the endings in MOVING and PAGED only.
     """
 
     def has_several(path):
@@ -250,21 +251,25 @@ def animated(paths):
                 if header[8:16] == b"WEBPVP8X":
                     return bool(header[20] & 2)
                 frames = header.partition(b"IDAT")[0].partition(b"acTL")[2]
-                return header.startswith(b"\x89PNG") and int.from_bytes(frames[:4]) > 1
+                return header.startswith(b"\x89PNG") and int.from_bytes(frames[:4], "big") > 1
             with Image.open(path) as image:
                 if image.format != "TIFF":
                     return getattr(image, "is_animated", False)  # not every format knows the word
-                return any(not _is_reduced(image, page) for page in range(1, image.n_frames))
+                return _has_pages(image)
         except Exception:  # decoding will name it
             return False
 
     return [path for path in paths if str(path).lower().endswith((*MOVING, *PAGED)) and has_several(path)]
 
 
-def _is_reduced(image, page):
-    """Is this page of a TIFF a smaller copy, for a quick view, or a mask?"""
-    image.seek(page)
-    return image.tag_v2.get(254, 0) & 5 > 0
+def _has_pages(image):
+    """Has a TIFF another page that is neither a smaller copy of the first, for a quick view, nor a mask?"""
+    with contextlib.suppress(EOFError):
+        for page in itertools.count(1):
+            image.seek(page)
+            if not image.tag_v2.get(254, 0) & 5:
+                return True
+    return False
 
 
 def find_duplicates(splits):
@@ -331,13 +336,13 @@ def decode(path, size=None, white=None):
     """Read a picture as a PIL image in mode RGB, upright.
 
     size: pixels that the shorter side must keep at least; a JPEG is decoded at a half, a quarter or an eighth of its
-    size where that is enough (much faster for a 12-megapixel photograph). EXIF orientation is applied; transparent parts
-    become white; of several frames or pages the first is taken. What else a file says about itself and Pillow cannot
-    read (EXIF, XMP, colour profiles, texts) is passed over.
+    size where that is enough (much faster for a 12-megapixel photograph). EXIF orientation is applied; transparent
+    parts become white; of several frames or pages the first is taken. What else a file says about itself and Pillow
+    cannot read (EXIF, XMP, colour profiles, texts) is passed over.
 
-    white: which number is white in grey of more than 8 bits; those above become white, those below 0 and NaN black. None:
-    the largest of the file's bits, 65535 of 16. Never the largest of a picture, which would make one number another grey
-    in each. Floating-point numbers and 32-bit integers have no such number: without `white` that is a DataError.
+    white: which number is white in grey of more than 8 bits; those above become white, those below 0 and NaN black.
+    None: the largest of the file's bits, 65535 of 16. Never the largest of a picture, which would make one number
+    another grey in each. Floats and 32-bit integers have no such number: without `white` that is a DataError.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about corners of a file that do not matter to the pixels
@@ -380,13 +385,13 @@ def _is_deep(image):
 
 
 def _white_of(image):
-    """The number that is white in grey of more than 8 bits, by the file's format; None if that does not say it. To be asked
-    before the pixels are loaded.
+    """The number that is white in grey of more than 8 bits, by the file's format; None if that does not say it. To be
+    asked before the pixels are loaded.
     """
     if image.mode == "F" or image.mode == "I" and image.format not in ("PNG", "PPM"):  # whose 16 bits may come as "I"
         return None
     if image.format == "FITS" and _is_deep(image):
-        raise DataError("the integers of a FITS file have an offset that Pillow leaves out: save it as a 16-bit TIFF or PNG")
+        raise DataError("the integers of a FITS file have an offset that Pillow leaves out: save it as a 16-bit TIFF")
     bits = 16
     if image.format == "TIFF":
         bits = image.tag_v2.get(258, (16,))[0]
@@ -401,7 +406,7 @@ def _white_of(image):
 
 
 def _levels(image, of_the_file):
-    """The numbers (H, W) in float64 of grey of more than 8 bits, as they stand in the file. of_the_file: from `_white_of`."""
+    """The numbers of grey of more than 8 bits, float64 (H, W), as they are in the file. of_the_file: from `_white_of`."""
     levels = np.array(image, dtype=np.float64)
     if of_the_file and image.format in ("JPEG2000", "PPM"):  # Pillow makes 65535 of their white
         levels *= of_the_file / 65535
@@ -440,8 +445,8 @@ def _likely_white(most):
 
 
 def _without_metadata(path):
-    """The bytes of a PNG, JPEG or TIFF file without what does not decide about the pixels. The EXIF block of a PNG or JPEG
-    stays: its orientation may be good.
+    """The bytes of a PNG, JPEG or TIFF file without what does not decide about the pixels. The EXIF block of a PNG or
+    JPEG stays: its orientation may be good.
     """
     content = Path(path).read_bytes()
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -484,8 +489,8 @@ def _bare_tiff(content):
     start = struct.unpack_from(f"{order}I", content, 4)[0]
     count = struct.unpack_from(f"{order}H", content, start)[0]
     entries = [content[start + 2 + 12 * i : start + 14 + 12 * i] for i in range(count)]
-    wanted = {*range(254, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 317, *range(320, 326), 332, 338, 339,
-              347, *range(529, 533)}
+    wanted = {*range(254, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 317, *range(320, 326), 332, 338,
+              339, 347, *range(529, 533)}
     kept = [entry for entry in entries if struct.unpack_from(f"{order}H", entry)[0] in wanted]
     one_number = struct.pack(f"{order}HHI", 274, 3, 1)  # as an orientation has to be
     kept = [entry for entry in kept if entry[:2] != one_number[:2] or entry[:8] == one_number]
@@ -497,7 +502,8 @@ AUGMENT = ("none", "light", "standard", "strong")
 RESIZE = ("crop", "squash", "pad")
 
 
-def train_transform(image_size, augment="standard", interpolation="bilinear", resize_size=None, resize="crop", flip=True):
+def train_transform(image_size, augment="standard", interpolation="bilinear", resize_size=None, resize="crop",
+                    flip=True):
     """Augmentation of a uint8 tensor (3, H, W) to (3, image_size, image_size), of a level in `AUGMENT`.
 
     "none": as `eval_transform`. "light": a random crop of 80 to 100 % of the largest centred square, nearly square, and
@@ -506,8 +512,8 @@ def train_transform(image_size, augment="standard", interpolation="bilinear", re
     on colour or geometry, of random strength (Müller and Hutter, "TrivialAugment", 2021), and in one picture of four a
     black rectangle (Zhong et al., "Random Erasing Data Augmentation", 2017). Raises DataError.
 
-    resize: as in `eval_transform`: with "squash" and "pad" the whole picture is first made a square, twice as large, and
-    what is cropped is that. flip: whether half of the pictures are mirrored; False where left and right differ.
+    resize: as in `eval_transform`: with "squash" and "pad" the whole picture is first made a square, twice as large,
+    and what is cropped is that. flip: whether half of the pictures are mirrored; False where left and right differ.
     """
     if augment not in AUGMENT:
         raise DataError(f"no such augmentation: {augment}; there are {', '.join(AUGMENT)}")
@@ -551,7 +557,8 @@ def eval_transform(image_size, interpolation="bilinear", resize_size=None, resiz
         return v2.Compose([v2.Resize((image_size, image_size), **how)])
     if resize == "pad":
         return v2.Compose([functools.partial(_fit, image_size, how), v2.CenterCrop(image_size)])  # which adds black
-    return v2.Compose([_centre_part, v2.Resize(resize_size or round(image_size * 256 / 224), **how), v2.CenterCrop(image_size)])
+    larger = v2.Resize(resize_size or round(image_size * 256 / 224), **how)
+    return v2.Compose([_centre_part, larger, v2.CenterCrop(image_size)])
 
 
 def _centre_part(image):
@@ -569,8 +576,8 @@ def _fit(side, how, image):
 
 
 def describe_views(pictures, preprocessing, augment):
-    """Lines on how the pictures of an ImageList are seen in training: the steps of its transform, of the level `augment`,
-    and hints from a look at a few pictures. preprocessing: a dict with resize and white.
+    """Lines on how the pictures of an ImageList are seen in training: the steps of its transform, of the level
+    `augment`, and hints from a look at a few pictures. preprocessing: a dict with resize and white.
     """
     paths = [path for path, *_ in pictures.samples]
     hints = hints_about(paths, preprocessing["white"], preprocessing["resize"])
@@ -578,7 +585,7 @@ def describe_views(pictures, preprocessing, augment):
 
 
 def describe_augment(transform, augment):
-    """A line with the random steps of a transform, of the level `augment`, and how to leave the flip out if it has one."""
+    """A line with the random steps of a transform, of the level `augment`, and how to leave out the flip if there is one."""
     names = [type(step).__name__ for step in getattr(transform, "transforms", [transform])]
     words = [STEPS.get(name, name) for name in names if name not in FIXED]
     way_out = "; --no-flip where left and right differ" if "RandomHorizontalFlip" in names else ""
@@ -611,17 +618,18 @@ def hints_about(paths, white=None, resize="crop"):
         most, shares, clipped = max(level for level, _, _ in grey), [s for _, s, _ in grey], [c for _, _, c in grey]
         likely = _likely_white(most)
         if 0 < max(shares) < 1 / 16 and likely < most / max(shares):
-            lines.append(f"hint: grey levels of more than 8 bits stay below a sixteenth of white here ({most:.6g} at most): "
-                         f"if {likely} is white in them, train with --white {likely}")
+            lines.append("hint: grey levels of more than 8 bits stay below a sixteenth of white here "
+                         f"({most:.6g} at most): if {likely} is white in them, train with --white {likely}")
         if min(clipped) > 0.5:
-            lines.append(f"hint: more than half of each picture is above --white {white:g} and so white, since grey levels "
-                         f"go up to {most:.6g}: is it --white {likely}?")
+            lines.append(f"hint: more than half of each picture is above --white {white:g} and so white, since grey "
+                         f"levels go up to {most:.6g}: is it --white {likely}?")
     if colours and max(colours) < 16:
-        lines.append("hint: 16-bit colours stay below a sixteenth of white here, and Pillow keeps the upper 8 of 16 bits: "
-                     "write the pictures with 8 bits, divided by what is white in them")
-    if shapes and resize == "crop" and sorted(shapes)[len(shapes) // 2] >= 2:
-        lines.append(f"hint: half of the pictures are {sorted(shapes)[len(shapes) // 2]:.1f} times as long as wide or more, "
-                     "and only a square of them is seen: train with --resize squash or pad to see the whole")
+        lines.append("hint: 16-bit colours stay below a sixteenth of white here, and Pillow keeps the upper 8 of 16 "
+                     "bits: write the pictures with 8 bits, divided by what is white in them")
+    median = sorted(shapes)[len(shapes) // 2] if shapes else 1
+    if resize == "crop" and median >= 2:
+        lines.append(f"hint: half of the pictures are {median:.1f} times as long as wide or more, and only a square of "
+                     "them is seen: train with --resize squash or pad to see the whole")
     return lines
 
 
@@ -817,8 +825,9 @@ def make_loader(dataset, order, workers=0, pin_memory=False):
 
 
 def eval_loader(samples, preprocessing, batch_size, workers=0, rank=0, processes=1, on_bad_image="error"):
-    """A DataLoader over the pictures of [(path, ...), ...] in their order, as they are evaluated: `eval_transform`. Beside each picture it has no label but its number, its place in that list: with on_bad_image "skip", or when
-    several processes read a share each, it says which picture an output is of.
+    """A DataLoader over the pictures of [(path, ...), ...] in their order, as they are evaluated: `eval_transform`.
+    Beside each picture it has no label but its number, its place in that list: with on_bad_image "skip", or when several
+    processes read a share each, it says which picture an output is of.
 
     preprocessing: a dict with image_size, resize_size, interpolation, and maybe resize and white.
     """

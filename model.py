@@ -157,7 +157,7 @@ def _preset(entry):
 def preprocessing_for(pretrained, image_size=None, resize=None, white=None, flip=None):
     """image_size, resize_size, mean, std and interpolation of `pretrained` (see `load_pretrained`), for another
     `image_size` with the same ratio between the two sizes. Also resize, white and flip (see `data.train_transform` and
-    `data.decode`): those given, else those of `pretrained`, where our own checkpoints have them, else "crop", None, True.
+    `data.decode`): those given, else those of `pretrained` (our own checkpoints have them), else "crop", None, True.
     """
     found = {k: pretrained[k] for k in ("image_size", "resize_size", "mean", "std", "interpolation")}
     if image_size:

@@ -143,8 +143,8 @@ def refuse_mirror_images(args, states):
     """--tta of a network that was trained with --no-flip: its left and right differ. Raises CheckpointError."""
     for file, state in zip(args.checkpoint, states, strict=True):
         if args.tta and not preprocessing_for(state["preprocessing"])["flip"]:
-            raise checkpoint.CheckpointError(f"{file} was trained with --no-flip, so a mirror image is another picture: leave "
-                                             "--tta out")
+            raise checkpoint.CheckpointError(f"{file} was trained with --no-flip, so a mirror image is another picture: "
+                                             "leave --tta out")
 
 
 def run_network(args, state, device, paths):

@@ -429,6 +429,8 @@ def test_hints_about_levels_and_shapes_that_a_network_sees_little_of(tmp_path):
                                 "if 4095 is white in them, train with --white 4095"
     assert "--white 1023" in hints(dark // 5) and hints(dark // 5, dark).endswith("--white 4095")
     assert hints(dark, bright) == hints(dark, white=4095) == hints(dark, white=4000) == hints(dark * 0) == ""
+    faint = write_tiff(tmp_path / "faint.tif", np.array([0, 0.04], "f4"), 32, 3)  # of --white 1 there is nothing better
+    assert data.hints_about([faint], 1, "pad") == data.hints_about([faint], resize="pad") == []
     assert hints(bright * 0 + 9000, white=255) == "hint: more than half of each picture is above --white 255 and so white, " \
                                                   "since grey levels go up to 9000: is it --white 16383?"
     # Where the first 16 of 64 that are looked at stand in a folder does not matter, nor what cannot be read.
@@ -791,6 +793,7 @@ def test_augmentation_and_evaluation_by_a_dict_that_may_be_an_old_one(tmp_path):
         assert all(map(torch.equal, views_of(picture, ours, 5), views_of(picture, theirs, 5)))
         x, numbers = next(data.batches(data.eval_loader([(str(tmp_path / "x.png"),)], old | more, 4)))
         assert torch.equal(x[0], data.eval_transform(32, "bicubic", 37, more.get("resize", "crop"))(picture))
+    assert data.ImageList([], None, white=5).numbered().white == 5
     write_tiff(tmp_path / "y.tif", ROW, 16)
     for white, most in ((None, 16), (4095, 255)):
         x, _ = next(data.batches(data.eval_loader([(str(tmp_path / "y.tif"),)], old | {"resize": "squash", "white": white}, 4)))

@@ -589,12 +589,15 @@ def deep(tmp_path_factory):
     return root
 
 
-def test_white_shape_and_flips_are_kept_and_the_same_everywhere(train, deep, tmp_path, capsys, error_of):
+def test_white_shape_and_flips_are_kept_and_the_same_everywhere(train, deep, tmp_path, capsys, error_of, monkeypatch):
+    lists, real = [], data.ImageList.__init__
+    monkeypatch.setattr(data.ImageList, "__init__", lambda self, *a, **k: (lists.append(self), real(self, *a, **k))[1])
     run = train("--no-flip", "--resize", "pad", "--white", 4095, data=deep, no_test=None)
     said = capsys.readouterr().out
     assert "augment: standard (random crop)\n" in said and "hint:" not in said
     state = read(run / "best.pt")
     assert {k: state["preprocessing"][k] for k in ("resize", "white", "flip")} == {"resize": "pad", "white": 4095, "flip": False}
+    assert len(lists) == 3 and all(listed.white == 4095 for listed in lists)
     # the training's evaluation, by hand, and predict.py's
     network, x = rebuild(state).eval(), []
     for file in sorted((deep / "val").rglob("*.png")):
