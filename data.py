@@ -388,17 +388,19 @@ def _white_of(image):
     """The number that is white in grey of more than 8 bits, by the file's format; None if that does not say it. To be
     asked before the pixels are loaded.
     """
-    if image.mode == "F" or image.mode == "I" and image.format not in ("PNG", "PPM"):  # whose 16 bits may come as "I"
+    if not _is_deep(image) or image.mode == "F":
         return None
-    if image.format == "FITS" and _is_deep(image):
+    if image.format == "FITS":
         raise DataError("the integers of a FITS file have an offset that Pillow leaves out: save it as a 16-bit TIFF")
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # whose 16 bits may come as "I"
+        return None
     bits = 16
     if image.format == "TIFF":
         bits = image.tag_v2.get(258, (16,))[0]
     elif image.format == "JPEG2000":
         place = image.fp.tell()
         image.fp.seek(0)
-        bits = (image.fp.read(4096).partition(b"\xff\x4f\xff\x51")[2][38] & 127) + 1
+        bits = (image.fp.read().partition(b"\xff\x4f\xff\x51")[2][38] & 127) + 1  # behind the mark of the pixels
         image.fp.seek(place)
     elif image.format == "PPM" and image.tile[0][0].startswith("ppm"):
         return image.tile[0][3][-1]  # any number
