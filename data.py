@@ -259,7 +259,9 @@ def animated(paths):
         except Exception:  # decoding will name it
             return False
 
-    return [path for path in paths if str(path).lower().endswith((*MOVING, *PAGED)) and has_several(path)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [path for path in paths if str(path).lower().endswith((*MOVING, *PAGED)) and has_several(path)]
 
 
 def _has_pages(image):
@@ -579,11 +581,34 @@ def _fit(side, how, image):
 
 def describe_views(pictures, preprocessing, augment):
     """Lines on how the pictures of an ImageList are seen in training: the steps of its transform, of the level
-    `augment`, and hints from a look at a few pictures. preprocessing: a dict with resize and white.
+    `augment`, and hints from a look at a few pictures. preprocessing: a dict with resize and white. Raises DataError if
+    one of them cannot be read for want of what is white (and the list does not skip such pictures): now and not in the
+    middle of an epoch.
     """
     paths = [path for path, *_ in pictures.samples]
+    if not preprocessing["white"] and pictures.on_bad_image == "error":
+        for path in _few(paths):
+            if _lacks_white(path):
+                bad = pictures[paths.index(path)]
+                raise DataError(f"cannot read {bad.path} ({bad.reason})")
     hints = hints_about(paths, preprocessing["white"], preprocessing["resize"])
     return "\n".join([describe_augment(pictures.transform, augment), *hints])
+
+
+def _few(paths):
+    """Up to 64 of them, evenly spread: in a folder, those of a class stand together."""
+    return paths[:: max(1, math.ceil(len(paths) / 64))]
+
+
+def _lacks_white(path):
+    """Does it need a `white` to be decoded?"""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(path) as image:
+                return _is_deep(image) and _white_of(image) is None
+        except Exception:  # decoding will name it
+            return False
 
 
 def describe_augment(transform, augment):
@@ -600,11 +625,11 @@ STEPS = {"RandomResizedCrop": "random crop", "RandomHorizontalFlip": "horizontal
 
 
 def hints_about(paths, white=None, resize="crop"):
-    """Lines about levels and shapes that a network would see little of, by the headers of up to 64 of the files, evenly
-    spread, and the pixels of up to 16 of more than 8 bits.
+    """Lines about levels and shapes that a network would see little of, by the headers of a few of the files and the
+    pixels of up to 16 of more than 8 bits.
     """
     shapes, grey, colours = [], [], []
-    for path in paths[:: max(1, len(paths) // 64)][:64]:
+    for path in _few(paths):
         with warnings.catch_warnings(), contextlib.suppress(Exception), Image.open(path) as image:  # decoding names it
             warnings.simplefilter("ignore")
             shapes.append(max(image.size) / min(image.size))

@@ -438,6 +438,7 @@ def test_hints_about_levels_and_shapes_that_a_network_sees_little_of(tmp_path):
     (tmp_path / "bad.tif").write_bytes(b"")
     few = [str(tmp_path / "x.png")] * 500 + [str(write_tiff(tmp_path / "y.tif", dark, 16))] * 100 + [str(tmp_path / "bad.tif")] * 9
     assert len(data.hints_about(few)) == 1
+    assert len(data.hints_about([str(tmp_path / "x.png")] * 64 + [str(tmp_path / "y.tif")] * 3)) == 1
     # Colours: of 16 bits Pillow keeps 8.
     write_png(tmp_path / "z.png", 16, 2, [0, 300, 4095])
     assert "16-bit colours stay below a sixteenth" in data.hints_about([tmp_path / "z.png"])[0]

@@ -653,8 +653,11 @@ def test_floats_without_a_white_are_an_error_that_names_the_way_out(train, tmp_p
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(count):
                 Image.fromarray(np.full((8, 8), i / 3 + 0.35, dtype=np.float32)).save(tmp_path / split / name / f"{i}.tif")
-    said = error_of(train, data=tmp_path)
-    assert ".tif (its grey levels are floating-point numbers, up to " in said and "such as --white 1 in training)" in said
+    said = error_of(train, data=tmp_path, output=tmp_path / "run")
+    assert said == f"error: cannot read {tmp_path}/train/a/0.tif (its grey levels are floating-point numbers, up to 0.35: say " \
+                   "which level is white, such as --white 1 in training)"
+    assert not (tmp_path / "run").exists()
+    assert "has the disk gone away" in error_of(train, "--on-bad-image", "skip", data=tmp_path)
 
 
 def test_list_layers_trains_nothing(capsys, tmp_path, monkeypatch):
