@@ -218,6 +218,14 @@ def test_decode_any_kind_to_rgb(tmp_path, name, mode, colors, options, expected)
     assert_squares(tmp_path / name, expected, tolerance=4 if lossy else 1)
 
 
+def test_grey_that_is_multiplied_by_its_opacity(tmp_path):
+    squares("LA", (100, 128), (0, 0), (200, 255)).save(tmp_path / "x.tif")
+    stored, kind = (tmp_path / "x.tif").read_bytes(), struct.pack("<HHI", 338, 3, 1)  # what the second number is
+    assert stored.count(kind + b"\2\0") == 1
+    (tmp_path / "x.tif").write_bytes(stored.replace(kind + b"\2\0", kind + b"\1\0"))
+    assert_squares(tmp_path / "x.tif", [100 + 127, 255, 200])
+
+
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 def test_cmyk_jpeg_is_inverted_as_adobe_does_and_as_torchvision_reads_it(tmp_path):
     """Pillow writes and reads this file and could be wrong twice in the same way. torchvision has its own decoder."""
@@ -438,7 +446,8 @@ def test_hints_about_levels_and_shapes_that_a_network_sees_little_of(tmp_path):
     (tmp_path / "bad.tif").write_bytes(b"")
     few = [str(tmp_path / "x.png")] * 500 + [str(write_tiff(tmp_path / "y.tif", dark, 16))] * 100 + [str(tmp_path / "bad.tif")] * 9
     assert len(data.hints_about(few)) == 1
-    assert len(data.hints_about([str(tmp_path / "x.png")] * 64 + [str(tmp_path / "y.tif")] * 3)) == 1
+    looked_at = [data._few(list(range(count))) for count in (0, 1, 64, 65, 100, 10**5)]
+    assert [len(few) for few in looked_at] == [0, 1, 64, 33, 50, 64] and looked_at[4][-1] == 98
     # Colours: of 16 bits Pillow keeps 8.
     write_png(tmp_path / "z.png", 16, 2, [0, 300, 4095])
     assert "16-bit colours stay below a sixteenth" in data.hints_about([tmp_path / "z.png"])[0]
