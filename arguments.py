@@ -112,10 +112,21 @@ DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagra
 
 
 def add_picture_options(add, without=()):
-    """Size, batches, workers, the cache, unreadable pictures. add: the `add_argument` of the group "data"."""
+    """Size, shape, grey levels, flips, batches, workers, the cache, unreadable pictures. add: the `add_argument` of the
+    group "data".
+    """
     add = _but_for(without, add)
     add("--image-size", type=positive, metavar="N",
         help="pixels (default: the evaluation size of the weights; 224 for a bare local file)")
+    add("--resize", choices=["crop", "squash", "pad"],
+        help="to a square: crop sees the centre of a long picture only; squash and pad see the whole, out of shape or "
+             "with black beside it (default: as the weights, if they are a checkpoint of these scripts; else crop)")
+    add("--white", type=number(float, 1e-9, 2**32), metavar="VALUE",
+        help="the number that is white in grey of 16 or 32 bits or floats, such as 4095 (default: as the weights, if "
+             "they are a checkpoint of these scripts; else 65535 in 16 bits, and for others it has to be given)")
+    add("--flip", action=SWITCH, default=None,
+        help="--no-flip: no mirror images, in any --augment, where left and right differ (default: as the weights, if "
+             "they are a checkpoint of these scripts; else mirror images)")
     add("-b", "--batch-size", type=positive, default=32, metavar="N",
         help="pictures per batch, under torchrun in each process (default %(default)s)")
     add("-j", "--workers", type=count, default=min(4, os.cpu_count() or 1), metavar="N",

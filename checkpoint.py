@@ -631,9 +631,10 @@ def resume_options(typed, saved, may_change, processes=1):
     so other steps.)
     """
     for name, value in typed.items():
-        if name in saved and name not in may_change and saved[name] != value:
+        if name not in may_change and (name not in saved or saved[name] != value):
             option = "--" + name.replace("_", "-")
-            raise CheckpointError(f"{option} is {value} but the run was started with {saved[name]}: leave it out to go "
+            before = f"with {saved[name]}" if name in saved else "by a version that did not know it"
+            raise CheckpointError(f"{option} is {value} but the run was started {before}: leave it out to go "
                                   "on, or start a new run with --output elsewhere")
     options = saved | typed
     before, now = (o["batch_size"] * n for o, n in ((saved, saved.get("processes", 1)), (options, processes)))

@@ -16,7 +16,9 @@ interruption changes what the network sees. This file needs torch, torchvision a
 """
 
 import contextlib
+import functools
 import hashlib
+import io
 import itertools
 import math
 import multiprocessing
@@ -24,21 +26,29 @@ import os
 import re
 import shlex
 import signal
+import struct
 import threading
 import time
 import unicodedata
 import warnings
+import zlib
 from collections import Counter, namedtuple
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import InterpolationMode, v2
 
-EXTENSIONS = (*IMG_EXTENSIONS, ".gif")
+# Pillow knows these formats by name, but not without other programs what is in them.
+NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF")
+# Whatever else Pillow opens is a picture. (It opens .mpo, of stereo cameras, as a JPEG.)
+EXTENSIONS = tuple(sorted({*IMG_EXTENSIONS, *(
+    ending for ending, kind in Image.registered_extensions().items()
+    if (kind in Image.OPEN or kind == "MPO") and kind not in NOT_DECODED)}))
+ENDINGS = "jpg, png, gif, tif, webp and all others that Pillow opens"
 
 
 class DataError(Exception):
@@ -592,13 +602,10 @@ def _two(path, other):
 
 
 def pictures_to_know_of(splits, same=None):
-    """Lines about animated pictures, and about those that are in the training split and in another one. same: what
-    `same_files` has found among them, if that is known.
+    """Lines about pictures of several frames or pages, and about those in the training split and in another one. same:
+    what `same_files` has found among them, if that is known.
     """
-    lines = []
-    if moving := animated(path for found in splits.values() for path, _ in found):
-        count = f"{len(moving)} animated picture{'s' if len(moving) > 1 else ''}"
-        lines.append(f"note: {count}, of which the first frame is used: {_some([Path(path).name for path in moving])}")
+    lines = first_frames(path for found in splits.values() for path, _ in found)
     pairs = find_duplicates(splits, same)
     lines += [f"warning: the same picture twice, so the scores are too good: {a} and {b}" for a, b in pairs[:3]]
     if len(pairs) > 3:
@@ -606,21 +613,59 @@ def pictures_to_know_of(splits, same=None):
     return [_one_line(line) for line in lines]
 
 
-def animated(paths):
-    """Those of the paths that hold more than one frame. It has to open a file and looks at .gif and .webp only."""
+def first_frames(paths):
+    """Lines that name those of the files of which `decode` takes the first of several frames or pages."""
+    several, lines = animated(paths), []
+    paged = [path for path in several if Path(path).suffix.lower() in PAGED]
+    moving = [path for path in several if path not in paged]
+    for found, kind, plural, part in ((moving, "animated picture", "animated pictures", "frame"),
+                                      (paged, "picture of several pages", "pictures of several pages", "page")):
+        if found:
+            names = _some([Path(path).name for path in found])
+            kind = plural if len(found) > 1 else kind
+            lines.append(f"note: {len(found)} {kind}, of which the first {part} is used: {names}")
+    return lines
 
-    def frames(path):
+
+PAGED = (".tif", ".tiff", ".dcx")
+MOVING = (".gif", ".webp", ".png", ".apng", ".mpo", ".avif", ".avifs", ".fli", ".flc")
+
+
+def animated(paths):
+    """Those of the paths that hold more than one frame, or another page that is no smaller copy of the first. It has to
+    open a file and looks at the endings in MOVING and PAGED only.
+    """
+
+    def has_several(path):
+        ending = Path(path).suffix.lower()
         try:
-            if str(path).lower().endswith(".webp"):  # PIL would read the whole file; a bit of its header says it too
+            if ending in (".webp", ".png", ".apng"):  # there may be 100,000, and the header says it
                 with open(path, "rb") as file:
-                    header = file.read(21)
-                return header[8:16] == b"WEBPVP8X" and bool(header[20] & 2)
+                    header = file.read(4096)
+                if header[8:16] == b"WEBPVP8X":
+                    return bool(header[20] & 2)
+                frames = header.partition(b"IDAT")[0].partition(b"acTL")[2]
+                return header.startswith(b"\x89PNG") and int.from_bytes(frames[:4], "big") > 1
             with Image.open(path) as image:
-                return getattr(image, "is_animated", False)  # a JPEG under a wrong name does not know the word
+                if image.format != "TIFF":
+                    return getattr(image, "is_animated", False)  # not every format knows the word
+                return _has_pages(image)
         except Exception:  # decoding will name it
             return False
 
-    return [path for path in paths if str(path).lower().endswith((".gif", ".webp")) and frames(path)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [path for path in paths if str(path).lower().endswith((*MOVING, *PAGED)) and has_several(path)]
+
+
+def _has_pages(image):
+    """Has a TIFF another page that is neither a smaller copy of the first, for a quick view, nor a mask?"""
+    with contextlib.suppress(EOFError):
+        for page in itertools.count(1):
+            image.seek(page)
+            if not image.tag_v2.get(254, 0) & 5:
+                return True
+    return False
 
 
 def find_duplicates(splits, same=None):
@@ -690,37 +735,180 @@ def refuse_others(fingerprint, before, folder, file, option="--weights"):
 # ---- the walk of one image: decode, augment
 
 
-def decode(path, size=None):
+def decode(path, size=None, white=None):
     """Read a picture as a PIL image in mode RGB, upright.
 
     size: pixels that the shorter side must keep at least; a JPEG is decoded at a half, a quarter or an eighth of its
-    size where that is enough (much faster for a 12-megapixel photograph). EXIF orientation is applied; 16-bit grey is
-    scaled to 8 bits, not clipped; transparent parts become white; of several frames or pages the first is taken.
+    size where that is enough (much faster for a 12-megapixel photograph). EXIF orientation is applied; transparent
+    parts become white; of several frames or pages the first is taken. What else a file says about itself and Pillow
+    cannot read (EXIF, XMP, colour profiles, texts) is passed over.
+
+    white: which number is white in grey of more than 8 bits; those above become white, those below 0 and NaN black.
+    None: the largest of the file's bits, 65535 of 16. Never the largest of a picture, which would make one number
+    another grey in each. Floats and 32-bit integers have no such number: without `white` that is a DataError.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about corners of a file that do not matter to the pixels
-        with Image.open(path) as image:
-            if size is not None:
-                image.draft("RGB", (size, size))
-            image.load()
-            image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit, 32-bit integer and float grey
-        values = np.array(image, dtype=np.float64)
-        values[~np.isfinite(values)] = 0
-        most = values.max()
-        white = max(most, 65535) if image.mode.startswith("I;16") or most > 255 else 255 if most > 1 else 1
-        values[values == image.info.get("transparency")] = white  # a 16-bit PNG names one transparent grey at most
-        image = Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        try:
+            return _decode(path, size, white)
+        except DataError:
+            raise
+        except Exception as error:  # Pillow raises many kinds
+            try:
+                return _decode(io.BytesIO(_without_metadata(path)), size, white)
+            except DataError:
+                raise
+            except Exception:  # it is not for these that it cannot be read
+                raise error from None
+
+
+# EXIF's numbers of how a picture is stored, and the way back.
+UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+           8: Image.Transpose.ROTATE_90}
+
+
+def _decode(file, size, white):
+    with Image.open(file) as image:
+        if size is not None:
+            image.draft("RGB", (size, size))
+        of_the_file = _white_of(image)
+        image.load()
+        try:
+            way = UPRIGHT.get(image.getexif().get(0x0112))
+        except Exception:  # Pillow raises many kinds; the pixels are there
+            way = None
+        picture = _to_rgb(image, of_the_file, white)
+    return picture if way is None else picture.transpose(way)
+
+
+def _is_deep(image):
+    """Is it grey of more than 8 bits? (Colours of 16 bits are cut to 8 by Pillow itself.)"""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _white_of(image):
+    """The number that is white in grey of more than 8 bits, by the file's format; None if that does not say it. To be
+    asked before the pixels are loaded.
+    """
+    if not _is_deep(image) or image.mode == "F":
+        return None
+    if image.format == "FITS":
+        raise DataError("the integers of a FITS file have an offset that Pillow leaves out: save it as a 16-bit TIFF")
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # whose 16 bits may come as "I"
+        return None
+    bits = 16
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(258, (16,))[0]
+    elif image.format == "JPEG2000":
+        place = image.fp.tell()
+        image.fp.seek(0)
+        bits = (image.fp.read().partition(b"\xff\x4f\xff\x51")[2][38] & 127) + 1  # behind the mark of the pixels
+        image.fp.seek(place)
+    elif image.format == "PPM" and image.tile[0][0].startswith("ppm"):
+        return image.tile[0][3][-1]  # any number
+    return 2**bits - 1
+
+
+def _levels(image, of_the_file):
+    """The numbers of grey of more than 8 bits, float64 (H, W), as they are in the file. of_the_file: from `_white_of`."""
+    levels = np.array(image, dtype=np.float64)
+    if of_the_file and image.format in ("JPEG2000", "PPM"):  # Pillow makes 65535 of their white
+        levels *= of_the_file / 65535
+    if image.mode == "I" and image.format == "TIFF" and image.tag_v2.get(339, (1,))[0] == 1:  # they have no sign
+        levels[levels < 0] += 2**32
+    levels[np.isnan(levels)] = 0
+    return levels
+
+
+def _to_rgb(image, of_the_file, white):
+    if _is_deep(image):
+        levels = _levels(image, of_the_file)
+        if not (white or of_the_file):
+            most = levels[np.isfinite(levels)].max(initial=0)
+            kind = "floating-point numbers" if image.mode == "F" else "signed or 32-bit integers"
+            raise DataError(f"its grey levels are {kind}, up to {most:.6g}: say which level is white, such as --white "
+                            f"{_likely_white(most)} in training")
+        grey = (levels / (white or of_the_file) * 255).round().clip(0, 255)
+        if image.format == "TIFF" and image.tag_v2.get(262) == 0:  # white is zero; Pillow knows that of 8 bits alone
+            grey = 255 - grey
+        clear = image.info.get("transparency")  # a 16-bit PNG names one transparent grey at most
+        if isinstance(clear, int):
+            grey[levels == clear] = 255
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
+def _likely_white(most):
+    """1, 3, 7, ... 255, ... 4095: the largest number of so many bits that `most` fits into, give or take a tenth."""
+    return 2 ** max(1, math.ceil(most - 0.1)).bit_length() - 1
+
+
+def _without_metadata(path):
+    """The bytes of a PNG, JPEG or TIFF file without what does not decide about the pixels. The EXIF block of a PNG or
+    JPEG stays: its orientation may be good.
+    """
+    content = Path(path).read_bytes()
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _bare_png(content)
+    if content.startswith(b"\xff\xd8"):
+        return _bare_jpeg(content)
+    if content[:4] in (b"II*\0", b"MM\0*"):
+        return _bare_tiff(content)
+    raise OSError("of other formats no such parts are known")
+
+
+def _bare_png(content):
+    """Header, palette, transparent colour, EXIF and pixels."""
+    kept, place, colour = [content[:8]], 8, content[25]
+    while place < len(content):
+        length, name = struct.unpack_from(">I4s", content, place)
+        chunk, place = content[place : place + length + 12], place + length + 12
+        intact = chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))
+        clear = name == b"tRNS" and (length <= 256 if colour == 3 else length == {0: 2, 2: 6}.get(colour))
+        if name in (b"IHDR", b"PLTE", b"IDAT", b"IEND") or intact and (clear or name == b"eXIf"):
+            kept.append(chunk)
+    return b"".join(kept)
+
+
+def _bare_jpeg(content):
+    """Without comments and the parts of applications, but for EXIF and Adobe's, which tells how colours are stored."""
+    kept, place = [content[:2]], 2
+    while content[place + 1] != 0xDA:  # the pixels begin
+        marker, length = struct.unpack_from(">HH", content, place)
+        segment, place = content[place : place + length + 2], place + length + 2
+        of_application = 0xFFE0 <= marker <= 0xFFEF or marker == 0xFFFE
+        if not of_application or segment[4:10] == b"Exif\0\0" or marker == 0xFFEE and segment[4:9] == b"Adobe":
+            kept.append(segment)
+    return b"".join([*kept, content[place:]])
+
+
+def _bare_tiff(content):
+    """The first page, with the tags alone that say where its pixels are and what they mean."""
+    order = "<" if content.startswith(b"II") else ">"
+    start = struct.unpack_from(f"{order}I", content, 4)[0]
+    count = struct.unpack_from(f"{order}H", content, start)[0]
+    entries = [content[start + 2 + 12 * i : start + 14 + 12 * i] for i in range(count)]
+    wanted = {*range(254, 260), 262, 266, 273, 274, *range(277, 280), 284, 292, 293, 317, *range(320, 326), 332, 338,
+              339, 347, *range(529, 533)}
+    kept = [entry for entry in entries if struct.unpack_from(f"{order}H", entry)[0] in wanted]
+    one_number = struct.pack(f"{order}HHI", 274, 3, 1)  # as an orientation has to be
+    kept = [entry for entry in kept if entry[:2] != one_number[:2] or entry[:8] == one_number]
+    page = struct.pack(f"{order}H", len(kept)) + b"".join(kept) + b"\0\0\0\0"
+    return content[:start] + page + content[start + len(page) :]
+
+
 AUGMENT = ("none", "light", "standard", "strong")
+RESIZE = ("crop", "squash", "pad")
 
 
-def train_transform(image_size, augment="standard", interpolation="bilinear", resize_size=None):
+def train_transform(image_size, augment="standard", interpolation="bilinear", resize_size=None, resize="crop",
+                    flip=True):
     """Augmentation of a uint8 tensor (3, H, W) to (3, image_size, image_size), of a level in `AUGMENT`.
 
     "none": as `eval_transform`. "light": a random crop of 80 to 100 % of the largest centred square, nearly square, and
@@ -728,17 +916,23 @@ def train_transform(image_size, augment="standard", interpolation="bilinear", re
     et al., "Going Deeper with Convolutions", 2014, with a larger smallest crop). "strong": standard, then one operation
     on colour or geometry, of random strength (Müller and Hutter, "TrivialAugment", 2021), and in one picture of four a
     black rectangle (Zhong et al., "Random Erasing Data Augmentation", 2017). Raises DataError.
+
+    resize: as in `eval_transform`: with "squash" and "pad" the whole picture is first made a square, twice as large,
+    and what is cropped is that. flip: whether half of the pictures are mirrored; False where left and right differ.
     """
     if augment not in AUGMENT:
         raise DataError(f"no such augmentation: {augment}; there are {', '.join(AUGMENT)}")
     if augment == "none":
-        return eval_transform(image_size, interpolation, resize_size)
+        return eval_transform(image_size, interpolation, resize_size, resize)
     scale, ratio = ((0.8, 1.0), (0.9, 1.11)) if augment == "light" else ((0.35, 1.0), (3 / 4, 4 / 3))
-    crop = v2.RandomResizedCrop(image_size, scale, ratio, InterpolationMode(interpolation), antialias=True)
-    steps = [crop, v2.RandomHorizontalFlip()]
-    if augment == "light":
+    steps = [v2.RandomResizedCrop(image_size, scale, ratio, InterpolationMode(interpolation), antialias=True)]
+    if resize != "crop":
+        steps.insert(0, eval_transform(2 * image_size, interpolation, resize=resize))
+    elif augment == "light":
         steps.insert(0, _centre_square)
-    elif augment == "strong":
+    if flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if augment == "strong":
         steps += [v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR), v2.RandomErasing(p=0.25)]
     return v2.Compose(steps)
 
@@ -748,17 +942,123 @@ def _centre_square(image):
     return v2.functional.center_crop(image, [min(image.shape[-2:])])
 
 
-def eval_transform(image_size, interpolation="bilinear", resize_size=None):
-    """Resize the shorter side to `resize_size` (default: image_size * 256 / 224) and cut out the centre."""
-    resize = v2.Resize(
-        resize_size or round(image_size * 256 / 224), interpolation=InterpolationMode(interpolation), antialias=True
-    )
-    return v2.Compose([_centre_part, resize, v2.CenterCrop(image_size)])
+def augmentation(preprocessing, augment="standard"):
+    """`train_transform` by a dict with image_size, interpolation, resize_size, and maybe resize and flip."""
+    p = {"resize": "crop", "flip": True} | preprocessing
+    return train_transform(p["image_size"], augment, p["interpolation"], p["resize_size"], p["resize"], p["flip"])
+
+
+def eval_transform(image_size, interpolation="bilinear", resize_size=None, resize="crop"):
+    """A uint8 tensor (3, H, W) to (3, image_size, image_size), by one of the ways in `RESIZE`. Raises DataError.
+
+    "crop": resize the shorter side to `resize_size` (default: image_size * 256 / 224) and cut out the centre. "squash":
+    the whole picture, whatever its shape, becomes the square. "pad": the whole picture fits into the square, in its own
+    shape, and the rest is black.
+    """
+    if resize not in RESIZE:
+        raise DataError(f"no such way to resize: {resize}; there are {', '.join(RESIZE)}")
+    how = {"interpolation": InterpolationMode(interpolation), "antialias": True}
+    if resize == "squash":
+        return v2.Compose([v2.Resize((image_size, image_size), **how)])
+    if resize == "pad":
+        return v2.Compose([functools.partial(_fit, image_size, how), v2.CenterCrop(image_size)])  # which adds black
+    larger = v2.Resize(resize_size or round(image_size * 256 / 224), **how)
+    return v2.Compose([_centre_part, larger, v2.CenterCrop(image_size)])
 
 
 def _centre_part(image):
     """At most 8 times as long as wide: resized as it is, a picture of 1 x 600000 pixels would fill 100 GB."""
     return v2.functional.center_crop(image, [min(side, 8 * min(image.shape[-2:])) for side in image.shape[-2:]])
+
+
+def _fit(side, how, image):
+    """The longer side becomes `side` pixels, the shorter one as many as its share, and one at least."""
+    longest = max(image.shape[-2:])
+    return v2.functional.resize(image, [max(1, side * length // longest) for length in image.shape[-2:]], **how)
+
+
+# ---- what is said about it before a run
+
+
+def describe_views(pictures, preprocessing, augment):
+    """Lines on how the pictures of an ImageList are seen in training: the steps of its transform, of the level
+    `augment`, and hints from a look at a few pictures. preprocessing: a dict with resize and white. Raises DataError if
+    one of them cannot be read for want of what is white (and the list does not skip such pictures): now and not in the
+    middle of an epoch.
+    """
+    paths = [path for path, *_ in pictures.samples]
+    if not preprocessing["white"] and pictures.on_bad_image == "error":
+        for path in _few(paths):
+            if _lacks_white(path):
+                bad = pictures[paths.index(path)]
+                raise DataError(f"cannot read {bad.path} ({bad.reason})")
+    hints = hints_about(paths, preprocessing["white"], preprocessing["resize"])
+    return "\n".join([describe_augment(pictures.transform, augment), *hints])
+
+
+def _few(paths):
+    """Up to 64 of them, evenly spread: in a folder, those of a class stand together."""
+    return paths[:: max(1, math.ceil(len(paths) / 64))]
+
+
+def _lacks_white(path):
+    """Does it need a `white` to be decoded?"""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(path) as image:
+                return _is_deep(image) and _white_of(image) is None
+        except Exception:  # decoding will name it
+            return False
+
+
+def describe_augment(transform, augment):
+    """A line with the random steps of a transform, of the level `augment`, and how to leave out the flip if there is one."""
+    names = [type(step).__name__ for step in getattr(transform, "transforms", [transform])]
+    words = [STEPS.get(name, name) for name in names if name not in FIXED]
+    way_out = "; --no-flip where left and right differ" if "RandomHorizontalFlip" in names else ""
+    return f"augment: {augment}" + (f" ({', '.join(words)}{way_out})" if words else "")
+
+
+FIXED = ("Compose", "Resize", "CenterCrop", "function", "partial")
+STEPS = {"RandomResizedCrop": "random crop", "RandomHorizontalFlip": "horizontal flip", "RandomErasing": "holes",
+         "TrivialAugmentWide": "colours, rotations or distortions"}
+
+
+def hints_about(paths, white=None, resize="crop"):
+    """Lines about levels and shapes that a network would see little of, by the headers of a few of the files and the
+    pixels of up to 16 of more than 8 bits.
+    """
+    shapes, grey, colours = [], [], []
+    for path in _few(paths):
+        with warnings.catch_warnings(), contextlib.suppress(Exception), Image.open(path) as image:  # decoding names it
+            warnings.simplefilter("ignore")
+            shapes.append(max(image.size) / min(image.size))
+            if _is_deep(image) and len(grey) < 16:
+                of_the_file = _white_of(image)
+                levels = _levels(image, of_the_file)
+                scale = white or of_the_file
+                grey.append((levels.max(), levels.max() / scale, (levels > scale).mean()))
+            elif ";16" in str(image.tile) and len(colours) < 16:
+                colours.append(max(high for _, high in image.convert("RGB").getextrema()))
+    lines = []
+    if grey:
+        most, shares, clipped = max(level for level, _, _ in grey), [s for _, s, _ in grey], [c for _, _, c in grey]
+        likely = _likely_white(most)
+        if 0 < max(shares) < 1 / 16 and likely < most / max(shares):
+            lines.append("hint: grey levels of more than 8 bits stay below a sixteenth of white here "
+                         f"({most:.6g} at most): if {likely} is white in them, train with --white {likely}")
+        if min(clipped) > 0.5:
+            lines.append(f"hint: more than half of each picture is above --white {white:g} and so white, since grey "
+                         f"levels go up to {most:.6g}: is it --white {likely}?")
+    if colours and max(colours) < 16:
+        lines.append("hint: 16-bit colours stay below a sixteenth of white here, and Pillow keeps the upper 8 of 16 "
+                     "bits: write the pictures with 8 bits, divided by what is white in them")
+    median = sorted(shapes)[len(shapes) // 2] if shapes else 1
+    if resize == "crop" and median >= 2:
+        lines.append(f"hint: half of the pictures are {median:.1f} times as long as wide or more, and only a square of "
+                     "them is seen: train with --resize squash or pad to see the whole")
+    return lines
 
 
 BadImage = namedtuple("BadImage", "path reason")
@@ -769,13 +1069,13 @@ class ImageList(Dataset):
     drawn from (seed, epoch, index); a plain index means epoch 0. Returns (uint8 tensor, label), or a BadImage for a
     file that cannot be read: an exception in a worker would arrive as thirty lines of traceback.
 
-    samples: [(path, label), ...]. transform: takes and returns a uint8 tensor (3, H, W). size: see `decode`.
+    samples: [(path, label), ...]. transform: takes and returns a uint8 tensor (3, H, W). size, white: see `decode`.
     on_bad_image: what reading on does at a BadImage, see `batches`: "error" or "skip", which notes it in `skipped`,
     {file: what is wrong with it}.
     """
 
-    def __init__(self, samples, transform, seed=0, size=None, on_bad_image="error"):
-        self.samples, self.transform, self.seed, self.size = samples, transform, seed, size
+    def __init__(self, samples, transform, seed=0, size=None, on_bad_image="error", white=None):
+        self.samples, self.transform, self.seed, self.size, self.white = samples, transform, seed, size, white
         self.on_bad_image, self.skipped = on_bad_image, {}
 
     def __len__(self):
@@ -787,7 +1087,7 @@ class ImageList(Dataset):
     def numbered(self):
         """The same pictures, with their places in the list as labels."""
         samples = [(path, number) for number, (path, _) in enumerate(self.samples)]
-        same = ImageList(samples, self.transform, self.seed, self.size, self.on_bad_image)
+        same = ImageList(samples, self.transform, self.seed, self.size, self.on_bad_image, self.white)
         same.skipped = self.skipped  # what has been said is not said again
         return same
 
@@ -795,7 +1095,7 @@ class ImageList(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         path, label = self.samples[index]
         try:
-            image = decode(path, self.size)
+            image = decode(path, self.size, self.white)
         except Exception as error:  # PIL's readers raise many kinds for damaged files
             reason = str(error).partition("\n")[0].replace(f" '{path}'", "") or type(error).__name__
             return BadImage(str(path), reason)
@@ -953,17 +1253,19 @@ def make_loader(dataset, order, workers=0, pin_memory=False):
 
 
 def eval_loader(samples, preprocessing, batch_size, workers=0, rank=0, processes=1, on_bad_image="error"):
-    """A DataLoader over the pictures of [(path, ...), ...] in their order, as they are evaluated: resized, the centre cut
-    out. Beside each picture it has no label but its number, its place in that list: with on_bad_image "skip", or when
-    several processes read a share each, it says which picture an output is of.
+    """A DataLoader over the pictures of [(path, ...), ...] in their order, as they are evaluated: `eval_transform`.
+    Beside each picture it has no label but its number, its place in that list: with on_bad_image "skip", or when several
+    processes read a share each, it says which picture an output is of.
 
-    preprocessing: a dict with image_size, resize_size, interpolation.
+    preprocessing: a dict with image_size, resize_size, interpolation, and maybe resize and white.
     """
-    size = preprocessing["image_size"]
-    plain = eval_transform(size, preprocessing["interpolation"], preprocessing["resize_size"])
+    size, resize = preprocessing["image_size"], preprocessing.get("resize", "crop")
+    plain = eval_transform(size, preprocessing["interpolation"], preprocessing["resize_size"], resize)
+    white = preprocessing.get("white")
     order = SeededBatches(len(samples), batch_size, rank=rank, processes=processes)
     numbered = [(path, number) for number, (path, *_) in enumerate(samples)]
-    return make_loader(ImageList(numbered, plain, size=2 * size, on_bad_image=on_bad_image), order, workers)
+    pictures = ImageList(numbered, plain, size=2 * size, on_bad_image=on_bad_image, white=white)
+    return make_loader(pictures, order, workers)
 
 
 def _live_and_die_with_the_script(worker_id):
@@ -1108,10 +1410,11 @@ def mix(x, y, mixer, *numbers):
 # ---- python data.py --check DIR
 
 
-def unreadable_files(paths, workers=0, progress=iter):
+def unreadable_files(paths, workers=0, progress=iter, white=None):
     """{file: what is wrong with it} for the pictures that cannot be decoded. progress: wraps the batches, like tqdm."""
     samples = [(path, 0) for path in paths]
-    pictures = ImageList(samples, v2.Resize((8, 8)), on_bad_image="skip")  # decoded whole; what is handed on is small
+    # Decoded whole; what is handed on is small.
+    pictures = ImageList(samples, v2.Resize((8, 8)), on_bad_image="skip", white=white)
     loader = make_loader(pictures, SeededBatches(len(paths), 16), workers)
     for _ in progress(batches(loader, say=lambda line: None)):
         pass
@@ -1130,6 +1433,7 @@ def main(argv=None):
     parser.add_argument("--check", required=True, metavar="DIR", help="searched to the bottom")
     parser.add_argument("-j", "--workers", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
                         help="processes that decode (default here %(default)s)")
+    parser.add_argument("--white", type=float, metavar="VALUE", help="as in the training scripts")
     args = parser.parse_args(argv)
     if not os.path.isdir(args.check):
         parser.error(f"no such folder: {args.check}")
@@ -1145,10 +1449,11 @@ def main(argv=None):
         return tqdm(found, "check", len(SeededBatches(len(paths), 16)), leave=False, disable=None)
 
     try:
-        bad = unreadable_files(paths, max(0, args.workers), progress)
+        bad = unreadable_files(paths, max(0, args.workers), progress, args.white)
     except KeyboardInterrupt:
         parser.exit(130, "\nstopped\n")
     lines = [" ".join(f"cannot read {path} ({reason})".splitlines()) for path, reason in bad.items()]
+    lines += hints_about(paths, args.white, resize="squash")
     ignored = _ignored_in(tree)
     passed_over = f"; passed over: {_kinds(ignored)}" if ignored else ""
     lines.append(f"{len(paths)} pictures, {len(bad)} that cannot be read{passed_over}")

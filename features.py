@@ -178,8 +178,8 @@ class FeatureBatches:
 def features_key(weights, head, *depends_on):
     """A short text that is the same as long as features are: a hash of the weights (a state_dict) outside the top-level
     block of `head`, and of all else. Of a data set of pictures (with `samples`, [(path, label), ...]) that is its
-    transform, seed and size, and the name, size and time of each file. Of a function it is its code, its defaults, what it
-    closes over and what it names (of a module the whole file): an edited transform makes other features.
+    transform, seed, size and white, and the name, size and time of each file. Of a function it is its code, its defaults,
+    what it closes over and what it names (of a module the whole file): an edited transform makes other features.
     """
     found = hashlib.sha256()
     for name, tensor in weights.items():
@@ -190,7 +190,7 @@ def features_key(weights, head, *depends_on):
         if hasattr(thing, "samples"):
             stats = [(Path(path), os.stat(path)) for path, _ in thing.samples if os.path.exists(path)]
             files = [(os.fsencode(path.name), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-            thing = thing.transform, thing.seed, thing.size, files
+            thing = thing.transform, thing.seed, thing.size, getattr(thing, "white", None), files
         for word in _words(thing, set()):
             found.update(word.encode() + b"\0")
     return found.hexdigest()

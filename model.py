@@ -337,14 +337,18 @@ def _preset(entry):
             "std": list(preset.std), "interpolation": preset.interpolation.value}
 
 
-def preprocessing_for(pretrained, image_size=None):
+def preprocessing_for(pretrained, image_size=None, resize=None, white=None, flip=None):
     """image_size, resize_size, mean, std and interpolation of `pretrained` (see `load_pretrained`), for another
-    `image_size` with the same ratio between the two sizes.
+    `image_size` with the same ratio between the two sizes. Also resize, white and flip (see `data.train_transform` and
+    `data.decode`): those given, else those of `pretrained` (our own checkpoints have them), else "crop", None, True.
     """
     found = {k: pretrained[k] for k in ("image_size", "resize_size", "mean", "std", "interpolation")}
     if image_size:
         resize_size = round(image_size * found["resize_size"] / found["image_size"])
         found |= {"image_size": image_size, "resize_size": resize_size}
+    found["resize"] = resize or pretrained.get("resize", "crop")
+    found["white"] = white or pretrained.get("white")
+    found["flip"] = pretrained.get("flip", True) if flip is None else flip
     return found
 
 

@@ -36,7 +36,7 @@ import export
 import metrics
 import tables
 from arguments import make_parser, number
-from model import ModelError, output_names, pick_device, pick_precision, rebuild
+from model import ModelError, output_names, pick_device, pick_precision, preprocessing_for, rebuild
 
 
 def build_parser():
@@ -138,6 +138,16 @@ def say(line):
     print(" ".join(line.splitlines()), file=sys.stderr)
 
 
+def shape_of_input(state):
+    """Words on how a picture becomes the square that the network takes, and on what is white in grey of 16 bits."""
+    words = {"crop": "shorter side resized to {resize_size} ({interpolation}), centre {image_size} x {image_size}",
+             "squash": "resized to {image_size} x {image_size} whatever its shape ({interpolation})",
+             "pad": "longer side resized to {image_size} ({interpolation}), black added to {image_size} x {image_size}"}
+    preprocessing = preprocessing_for(state["preprocessing"])
+    white = ", grey of more than 8 bits divided by {white:g}" if preprocessing["white"] else ""
+    return (words[preprocessing["resize"]] + white).format(**preprocessing)
+
+
 def write_weights(state, file):
     """Write the bare state_dict, and say what it takes to use it without this repository."""
     checkpoint.write_weights(state["model"], file)
@@ -147,8 +157,7 @@ def write_weights(state, file):
     if network.startswith("timm:"):
         how = f'timm.create_model("{network.removeprefix("timm:")}", {arguments})'
     print(f"wrote {file}, a state_dict for {how}")
-    print("input: RGB in 0..1, shorter side resized to {resize_size} ({interpolation}), centre {image_size} x "
-          "{image_size}, mean {mean}, std {std}".format(**state["preprocessing"]))
+    print("input: RGB in 0..1, {}, mean {mean}, std {std}".format(shape_of_input(state), **state["preprocessing"]))
     print(f"outputs: {', '.join(names)}")
     if "scale" in state:
         print("in units of the training split: number = {}output * std + mean{}, with mean {mean} and std {std}".format(
@@ -164,14 +173,14 @@ def write_weights(state, file):
 
 def write_program(state, file):
     """Write the network with normalization, and softmax or the targets' units, as a program; say how to use it."""
-    preprocessing, targets = state["preprocessing"], state.get("targets")
+    preprocessing, targets = preprocessing_for(state["preprocessing"]), state.get("targets")
     mean, std = preprocessing["mean"], preprocessing["std"]
     program = export.Program(rebuild(state), mean, std, state.get("scale"), len(state.get("quantiles") or []))
     outputs = {"targets": targets, "quantiles": state["quantiles"]} if targets else {"classes": state["classes"]}
     said = export.write(program, preprocessing["image_size"], file, preprocessing | outputs)
     print(f"wrote {file}; {said}")
-    print("input: RGB in 0..1, float32, (N, 3, {image_size}, {image_size}): shorter side resized to {resize_size} "
-          "({interpolation}), centre cut out; mean and std are inside".format(**preprocessing))
+    print("input: RGB in 0..1, float32, (N, 3, {image_size}, {image_size}): {}; mean and std are inside".format(
+        shape_of_input(state), **preprocessing))
     kind = "probabilities" if not targets else "numbers in their own units" if not state["quantiles"] else \
         f"the quantiles {', '.join(map(str, state['quantiles']))} in their own units"
     print(f"output: {kind}: {', '.join(targets or state['classes'])}")
@@ -187,6 +196,14 @@ def load_checkpoints(files):
             raise checkpoint.CheckpointError(f"{file} predicts {', '.join(answer)} and {files[0]} "
                                              f"{', '.join(answers[0])}: only the same can be averaged")
     return states
+
+
+def refuse_mirror_images(args, states):
+    """--tta of a network that was trained with --no-flip: its left and right differ. Raises CheckpointError."""
+    for file, state in zip(args.checkpoint, states, strict=True):
+        if args.tta and not preprocessing_for(state["preprocessing"])["flip"]:
+            raise checkpoint.CheckpointError(f"{file} was trained with --no-flip, so a mirror image is another picture: "
+                                             "leave --tta out")
 
 
 def run_network(args, state, device, paths):
@@ -291,6 +308,7 @@ def read_labels(args, targets):
 
 def predict(args):
     states = load_checkpoints(args.checkpoint)
+    refuse_mirror_images(args, states)
     state = states[0]
     if args.weights_only:
         write_weights(state, args.weights_only)
@@ -316,8 +334,8 @@ def predict(args):
     for line in what_is_not_scored(found, classes) if classes else ():
         say(line)
     paths = [one.path for one in found]
-    if moving := data.animated(paths):
-        say(f"note: the first frame is used of {', '.join(moving)}")
+    for line in data.first_frames(paths):
+        say(line)
     answers = []  # (state, outputs): of each checkpoint, and of its mirror images
     for one in states:
         outputs, bad = run_network(args, one, device, paths)

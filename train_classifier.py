@@ -153,13 +153,12 @@ def train(args, saved, stop):
 
     # The weights say for which picture size and normalization they were trained. One process downloads them for all.
     if saved:
-        preprocessing = saved["preprocessing"]
+        preprocessing = preprocessing_for(saved["preprocessing"])
     else:
         pretrained = load_pretrained(args.weights, args.model) if rank == 0 else None
         pretrained = distributed.broadcast(pretrained)
-        preprocessing = preprocessing_for(pretrained, args.image_size)
+        preprocessing = preprocessing_for(pretrained, args.image_size, args.resize, args.white, args.flip)
     size = preprocessing["image_size"]
-    interpolation, resize_size = preprocessing["interpolation"], preprocessing["resize_size"]
     mean = torch.tensor(preprocessing["mean"], device=device).view(3, 1, 1)
     std = torch.tensor(preprocessing["std"], device=device).view(3, 1, 1)
     # uint8 pictures (N, 3, H, W) -> float32 on the device, normalized, channels_last. (Cached features are only
@@ -170,10 +169,12 @@ def train(args, saved, stop):
     # torchvision.transforms.v2. It draws from torch's random numbers, which are seeded for each picture and epoch. No
     # Normalize: to_input does that. (Several views of a picture: stack them here; in section 10, and in trial_losses
     # for --find-lr, flatten them into the batch, as to_input(batch.x.flatten(0, 1)).)
-    augment = data.train_transform(size, args.augment, interpolation, resize_size)
+    augment = data.augmentation(preprocessing, args.augment)
     mixer = data.mixer(len(classes), args.mixup, args.cutmix)
     # Decoded at twice the size that the network gets: room for crops.
-    train_images = data.ImageList(images.splits["train"], augment, args.seed, 2 * size, args.on_bad_image)
+    train_images = data.ImageList(images.splits["train"], augment, args.seed, 2 * size, args.on_bad_image,
+                                  preprocessing["white"])
+    print(data.describe_views(train_images, preprocessing, args.augment))
     # The batch sampler. Seed and epoch alone decide which pictures make up which batch, so a resumed run goes on with
     # the next one. A batch has --batch-size pictures in each process; pad: at the end of an epoch, a process for
     # which none are left gets some that count 0, so that all processes make the same number of steps.

@@ -39,7 +39,7 @@ from arguments import (MAY_CHANGE, above, add_optimizer_options, add_picture_opt
                        add_training_options, count, fill_defaults, make_parser, number, refuse_idle,
                        refuse_unknown_choices, share, shared_rules, typed_options)
 from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, check_image_size, grow_outputs, pick_device,
-                   pick_precision, rebuild, set_dropout)
+                   pick_precision, preprocessing_for, rebuild, set_dropout)
 
 # ---- 1 arguments -----------------------------------------------------------------------------------------------------
 
@@ -59,7 +59,7 @@ def build_parser():
     add("--augment", choices=data.AUGMENT, default="standard",
         help="light: a slight crop, flip; standard: any crop, flip; strong: and colours, distortions, holes (default "
              "%(default)s)")
-    add_picture_options(add, without=["--image-size", "--cache-features"])
+    add_picture_options(add, without=["--image-size", "--resize", "--white", "--cache-features"])
 
     add = parser.add_argument_group("method").add_argument
     add("--method", default="none", metavar="M",
@@ -188,9 +188,8 @@ def train(args, saved, stop):
     if "replay" in methods:
         buffer = data.balanced(old.splits["train"], args.replay_size, args.seed)
 
-    preprocessing = start["preprocessing"]
+    preprocessing = preprocessing_for(start["preprocessing"], flip=args.flip)
     size = preprocessing["image_size"]
-    interpolation, resize_size = preprocessing["interpolation"], preprocessing["resize_size"]
     mean = torch.tensor(preprocessing["mean"], device=device).view(3, 1, 1)
     std = torch.tensor(preprocessing["std"], device=device).view(3, 1, 1)
     # uint8 pictures (N, 3, H, W) -> float32 on the device, normalized, channels_last.
@@ -200,10 +199,11 @@ def train(args, saved, stop):
     # torchvision.transforms.v2. It draws from torch's random numbers, which are seeded for each picture and epoch. No
     # Normalize: to_input does that. (Several views of a picture: stack them here; in section 10 flatten them into the
     # batch, as to_input(batch.x.flatten(0, 1)).)
-    augment = data.train_transform(size, args.augment, interpolation, resize_size)
+    augment = data.augmentation(preprocessing, args.augment)
+    print(data.describe_augment(augment, args.augment))
     # Decoded at twice the size that the network gets: room for crops.
     samples = [*images.splits["train"], *buffer]
-    train_images = data.ImageList(samples, augment, args.seed, 2 * size, args.on_bad_image)
+    train_images = data.ImageList(samples, augment, args.seed, 2 * size, args.on_bad_image, preprocessing["white"])
     # The batch sampler. Seed and epoch alone decide which pictures make up which batch, so a resumed run goes on with
     # the next one. An epoch is one pass through the new pictures, with replay, too.
     new_count = len(images.splits["train"])

@@ -129,6 +129,8 @@ COMMANDS = {
     "augment-none": [classify("--augment none")],
     "augment-light": [classify("--augment light")],
     "augment-strong": [classify("--augment strong --seed 3")],
+    "resize-squash": [classify("--resize squash --white 4095 --no-flip")],
+    "resize-pad": [classify("--resize pad --augment light --flip")],
     "mixup": [classify("--mixup 0.4")],
     "cutmix": [classify("--cutmix 1")],
     "mixup-cutmix": [classify(f"--cutmix 1 {MIXED}")],
@@ -189,6 +191,7 @@ COMMANDS = {
     "refused": [Step("train_classifier", f"--data {{pictures}} {SMALL} {NETWORK} --momentum 0.5", status=2)],
     # train_regressor.py
     "regressor": [regress()],
+    "regressor-pad": [regress("--resize pad --white 1 --augment strong --no-flip")],
     "regressor-mse": [regress("--loss mse --target radius,place --monitor val_r2 --augment light")],
     "regressor-l1": [regress("--loss l1 --l1 1e-4 --accumulate 2 --clip-grad 1")],
     "regressor-huber": [regress("--huber-delta 0.5 --head mlp --dropout 0.2 --optimizer sgd --schedule step")],

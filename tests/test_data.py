@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -494,17 +495,11 @@ PALETTE = [200, 0, 0, 0, 200, 0, 0, 0, 200, 255, 255, 255]
     ("clear grey.png", "L", [0, 100, 101], {"transparency": 100}, [0, 255, 101]),
     ("one bit.png", "1", [0, 255], {}, [0, 255]),
     ("one bit.tif", "1", [0, 255], {}, [0, 255]),
-    # 16 bits: a 257th; 32 bits: a 257th too, unless all fit into 8 bits or some do not fit into 16
+    # 16 bits: a 257th
     ("16 bit.png", "I;16", [0, 300, 32768, 65535], {}, [0, 1, 127, 255]),
     ("dark 16 bit.tif", "I;16", [0, 100, 250], {}, [0, 0, 1]),
     ("16 bit.tif", "I;16", [0, 300, 32768, 65535], {}, [0, 1, 127, 255]),
     ("big endian.tif", "I;16B", [0, 300, 32768, 65535], {}, [0, 1, 127, 255]),
-    ("32 bit.tif", "I", [0, 25700, 65535], {}, [0, 100, 255]),
-    ("small 32 bit.tif", "I", [0, 100, 255], {}, [0, 100, 255]),
-    ("large 32 bit.tif", "I", [0, 2**30, 2**31 - 1], {}, [0, 127, 255]),
-    ("float.tif", "F", [0.0, 0.4, 1.0], {}, [0, 102, 255]),
-    ("large float.tif", "F", [0.0, 100.0, 255.0], {}, [0, 100, 255]),
-    ("no numbers.tif", "F", [float("nan"), float("inf"), -float("inf"), 0.4, 1.0], {}, [0, 0, 0, 102, 255]),
     # what is half transparent is half white
     ("alpha.png", "LA", [(0, 0), (0, 128), (200, 255)], {}, [255, 127, 200]),
     ("rgba.png", "RGBA", [(200, 0, 0, 0), HALF_RED, RED, WHITE], {}, [255, (227, 127, 127), RED[:3], 255]),
@@ -532,6 +527,14 @@ def test_decode_any_kind_to_rgb(tmp_path, name, mode, colors, options, expected)
     with Image.open(tmp_path / name) as stored:
         assert stored.mode[0] == mode[0] or name == "palette.gif"  # else this would test something else
     assert_squares(tmp_path / name, expected, tolerance=4 if lossy else 1)
+
+
+def test_grey_that_is_multiplied_by_its_opacity(tmp_path):
+    squares("LA", (100, 128), (0, 0), (200, 255)).save(tmp_path / "x.tif")
+    stored, kind = (tmp_path / "x.tif").read_bytes(), struct.pack("<HHI", 338, 3, 1)  # what the second number is
+    assert stored.count(kind + b"\2\0") == 1
+    (tmp_path / "x.tif").write_bytes(stored.replace(kind + b"\2\0", kind + b"\1\0"))
+    assert_squares(tmp_path / "x.tif", [100 + 127, 255, 200])
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
@@ -632,14 +635,251 @@ def test_decode_takes_the_first_frame_or_page(tmp_path, ending):
     np.testing.assert_allclose(data.decode(path).getpixel((3, 3)), (200, 0, 0), rtol=0, atol=4)
 
 
-def test_animated_names_gif_and_webp_of_several_frames(tmp_path):
-    moving = [draw_frames(tmp_path / name, "red", "blue") for name in ("a.gif", "B.GIF", "c.webp")]
-    still = [draw_frames(tmp_path / name, "red") for name in ("d.gif", "e.webp", "f.jpg")]
-    unseen = [draw_frames(tmp_path / "g.png", "red", "blue")]
+def test_animated_names_files_of_several_frames_or_pages(tmp_path):
+    several = [draw_frames(tmp_path / name, "red", "blue") for name in ("a.gif", "B.GIF", "c.webp", "g.png", "h.tif", "i.mpo")]
+    still = [draw_frames(tmp_path / name, "red") for name in ("d.gif", "e.webp", "f.jpg", "j.png", "k.tif")]
     bad = [str(tmp_path / "nowhere.gif"), str(tmp_path / "broken.webp"), str(tmp_path / "wrong name.gif")]
     (tmp_path / "broken.webp").write_bytes((tmp_path / "c.webp").read_bytes()[:12])
     shutil.copy(tmp_path / "f.jpg", bad[2])
-    assert data.animated([*bad, *still, *moving, *unseen]) == moving
+    assert data.animated([*bad, *still, *several]) == several
+    # a smaller copy for a quick view, as many programs append it, is no page
+    first, copy = Image.new("RGB", (32, 32), "red"), Image.new("RGB", (8, 8), "red")
+    copy.encoderinfo = {"tiffinfo": {254: 1}}
+    first.save(tmp_path / "l.tif", save_all=True, append_images=[copy])
+    assert Image.open(tmp_path / "l.tif").n_frames == 2 and data.animated([tmp_path / "l.tif"]) == []
+
+
+def test_the_first_page_is_said_to_be_a_page(tmp_path):
+    files = [draw_frames(tmp_path / name, "red", "blue") for name in ("a.tif", "b.tiff", "c.gif")]
+    assert data.first_frames([draw_frames(tmp_path / "d.png", "red"), *files]) == [
+        "note: 1 animated picture, of which the first frame is used: c.gif",
+        "note: 2 pictures of several pages, of which the first page is used: a.tif, b.tiff"]
+
+
+# ---- one scale for all pictures of a data set
+
+
+def values_of(path, **options):
+    return np.asarray(data.decode(path, **options))[0, :, 0].tolist()
+
+
+def write_tiff(path, row, bits, kind=1, photometric=1, order="<"):
+    """A TIFF of one row that Pillow cannot write. row: bytes, or an array; kind: 1 unsigned, 2 signed, 3 floats."""
+    count = len(row) * 8 // bits if isinstance(row, bytes) else len(row)
+    row = row if isinstance(row, bytes) else row.astype(row.dtype.newbyteorder(order)).tobytes()
+    tags = [(256, count), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 1), (279, len(row)), (339, kind)]
+    page = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, n) if tag in (256, 257, 273, 278, 279)
+                    else struct.pack(f"{order}HHIHH", tag, 3, 1, n, 0) for tag, n in tags)
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(row))
+    path.write_bytes(head + row + struct.pack(f"{order}H", len(tags)) + page + b"\0\0\0\0")
+    return path
+
+
+ROW = np.array([0, 300, 2048, 4095], dtype=np.uint16)
+DARK, STRETCHED = [0, 1, 8, 16], [0, 19, 128, 255]
+
+
+def draw_deep(path):
+    """The four numbers of ROW, as this ending keeps them; a big endian, signed or 12-bit TIFF by its name."""
+    if path.suffix == ".pgm":
+        path.write_bytes(f"P5 4 1 {4095 if path.stem == 'to 4095' else 65535}\n".encode() + ROW.astype(">u2").tobytes())
+    elif path.stem == "12 bits":
+        pairs = [f"{number:012b}" for number in ROW]
+        write_tiff(path, int("".join(pairs), 2).to_bytes(6, "big"), 12)
+    elif path.suffix == ".tif":
+        dtype, bits, kind = {"signed": ("i2", 16, 2), "32": ("u4", 32, 1), "float": ("f4", 32, 3)}.get(path.stem, ("u2", 16, 1))
+        write_tiff(path, ROW.astype(dtype), bits, kind, order=">" if path.stem == "big endian" else "<")
+    else:
+        Image.fromarray(ROW[None].repeat(8, 0).repeat(8, 1)).save(path)  # JPEG 2000 takes no single row
+
+
+@pytest.mark.parametrize("name, plain", [
+    ("x.png", DARK), ("x.tif", DARK), ("big endian.tif", DARK), ("x.jp2", DARK), ("x.j2k", DARK), ("x.pgm", DARK),
+    # what the file itself calls white, before and with --white
+    ("12 bits.tif", STRETCHED), ("to 4095.pgm", STRETCHED),
+    ("signed.tif", None), ("32.tif", None), ("float.tif", None),
+])
+def test_grey_of_more_than_8_bits_has_the_white_of_its_format_or_the_one_given(tmp_path, name, plain):
+    draw_deep(tmp_path / name)
+    every = 8 if name[-3:] in ("png", "jp2", "j2k") else 1
+    assert values_of(tmp_path / name, white=4095)[::every] == STRETCHED
+    assert values_of(tmp_path / name, white=2048)[::every] == [0, 37, 255, 255]  # clipped
+    if plain:
+        assert values_of(tmp_path / name)[::every] == plain
+    else:
+        kind = "floating-point numbers" if name == "float.tif" else "signed or 32-bit integers"
+        with pytest.raises(data.DataError, match=f"^its grey levels are {kind}, up to 4095: say .* --white 4095 in training$"):
+            data.decode(tmp_path / name)
+
+
+def test_no_picture_has_a_scale_of_its_own(tmp_path):
+    """Equal numbers are equal greys, whatever else is in the picture."""
+    for dtype, most, white in (("u2", 65535, None), ("u2", 65535, 4095), ("f4", 1.02, 1), ("i4", 2**30, 70000)):
+        row = np.linspace(0, 1 if dtype == "f4" else 4095, 16).astype(dtype)
+        plain = write_tiff(tmp_path / "a.tif", row, 8 * row.itemsize, {"u": 1, "i": 2, "f": 3}[dtype[0]])
+        row[0] = most
+        other = write_tiff(tmp_path / "b.tif", row, 8 * row.itemsize, {"u": 1, "i": 2, "f": 3}[dtype[0]])
+        assert values_of(plain, white=white)[1:] == values_of(other, white=white)[1:] and values_of(other, white=white)[0] == 255
+
+
+def test_numbers_that_are_none_and_that_have_no_place(tmp_path):
+    odd = write_tiff(tmp_path / "a.tif", np.array([np.nan, np.inf, -np.inf, -1, 0.4, 3e38], dtype="f4"), 32, 3)
+    assert values_of(odd, white=1) == [0, 255, 0, 0, 102, 255]
+    with pytest.raises(data.DataError, match="up to 0: say which level is white, such as --white 1 "):
+        data.decode(write_tiff(tmp_path / "b.tif", np.array([np.nan, -np.inf], dtype="f4"), 32, 3))
+    unsigned = write_tiff(tmp_path / "c.tif", np.array([0, 2**31, 2**32 - 1], dtype="u4"), 32)
+    assert values_of(unsigned, white=2**32 - 1) == [0, 128, 255]
+    white_is_zero = write_tiff(tmp_path / "d.tif", np.array([0, 65535, 257], dtype="u2"), 16, photometric=0)
+    assert values_of(white_is_zero) == [255, 0, 254]
+    cards = {"SIMPLE": "T", "BITPIX": 16, "NAXIS": 2, "NAXIS1": 4, "NAXIS2": 1}
+    header = "".join(f"{f'{key:8}= {value:>20}':80}" for key, value in cards.items()) + "END"
+    (tmp_path / "e.fits").write_bytes(f"{header:2880}".encode() + ROW.astype(">i2").tobytes().ljust(2880, b"\0"))
+    with pytest.raises(data.DataError, match="a FITS file have an offset"):
+        data.decode(tmp_path / "e.fits")
+
+
+def test_hints_about_levels_and_shapes_that_a_network_sees_little_of(tmp_path):
+    def hints(*rows, white=None):
+        paths = [str(write_tiff(tmp_path / f"{i}.tif", np.array(row), 16)) for i, row in enumerate(rows)]
+        return "\n".join(data.hints_about(paths, white, resize="squash"))
+
+    dark, bright = np.array([0, 3000, 4095], "u2"), np.array([0, 4096, 0], "u2")
+    assert hints(dark, dark) == "hint: grey levels of more than 8 bits stay below a sixteenth of white here (4095 at most): " \
+                                "if 4095 is white in them, train with --white 4095"
+    assert "--white 1023" in hints(dark // 5) and hints(dark // 5, dark).endswith("--white 4095")
+    assert hints(dark, bright) == hints(dark, white=4095) == hints(dark, white=4000) == hints(dark * 0) == ""
+    faint = write_tiff(tmp_path / "faint.tif", np.array([0, 0.04], "f4"), 32, 3)  # of --white 1 there is nothing better
+    assert data.hints_about([faint], 1, "pad") == data.hints_about([faint], resize="pad") == []
+    assert hints(bright * 0 + 9000, white=255) == "hint: more than half of each picture is above --white 255 and so white, " \
+                                                  "since grey levels go up to 9000: is it --white 16383?"
+    # Where the first 16 of 64 that are looked at stand in a folder does not matter, nor what cannot be read.
+    draw(tmp_path / "x.png", "cat", 1)
+    (tmp_path / "bad.tif").write_bytes(b"")
+    few = [str(tmp_path / "x.png")] * 500 + [str(write_tiff(tmp_path / "y.tif", dark, 16))] * 100 + [str(tmp_path / "bad.tif")] * 9
+    assert len(data.hints_about(few)) == 1
+    looked_at = [data._few(list(range(count))) for count in (0, 1, 64, 65, 100, 10**5)]
+    assert [len(few) for few in looked_at] == [0, 1, 64, 33, 50, 64] and looked_at[4][-1] == 98
+    # Colours: of 16 bits Pillow keeps 8.
+    write_png(tmp_path / "z.png", 16, 2, [0, 300, 4095])
+    assert "16-bit colours stay below a sixteenth" in data.hints_about([tmp_path / "z.png"])[0]
+    write_png(tmp_path / "z.png", 16, 2, [0, 300, 4096])
+    assert data.hints_about([tmp_path / "z.png"]) == data.hints_about([]) == []
+    long, wide, square = (str(tmp_path / f"{side}.png") for side in ("long", "wide", "square"))
+    for path, size in ((long, (20, 60)), (wide, (60, 20)), (square, (20, 20))):
+        Image.new("RGB", size).save(path)
+    assert "are 3.0 times as long as wide or more" in data.hints_about([long, wide, square])[0]
+    assert data.hints_about([square, wide, square]) == data.hints_about([long, wide], resize="pad") == []
+
+
+# ---- what may stand beside the pixels
+
+
+def chunk(name, content, crc=None):
+    crc = zlib.crc32(name + content) if crc is None else crc
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
+
+
+def segment(marker, content):
+    return struct.pack(">BBH", 255, marker, len(content) + 2) + content
+
+
+def with_tags(tiff, *tags):
+    """A TIFF of Pillow's with more (number, type, count, value)."""
+    start = struct.unpack_from("<I", tiff, 4)[0]
+    count = struct.unpack_from("<H", tiff, start)[0]
+    entries = [tiff[start + 2 + 12 * i :][:12] for i in range(count)] + [struct.pack("<HHI4s", *tag) for tag in tags]
+    entries.sort(key=lambda entry: struct.unpack_from("<H", entry))
+    return tiff[:4] + struct.pack("<I", len(tiff)) + tiff[8:] + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+
+
+JUNK = [b"", b"\0", b"junk", b"\0\x08\0\x02\x01\x12\0\x03", b"II*\0", b"MM\0*\0\0\0\x08", b"II*\0\x08\0\0\0\xff\xff"]
+PNG_CHUNKS = [b"eXIf", b"iCCP", b"tEXt", b"zTXt", b"iTXt", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME", b"sBIT", b"bKGD", b"acTL", b"fcTL"]
+
+
+def test_metadata_never_decide_about_pixels(tmp_path):
+    """Broken, huge, or of a strange type: the pixels are those of the file without."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    files = {}
+    for ending in ("png", "jpg", "tif", "webp"):
+        picture.save(tmp_path / f"x.{ending}", **({"lossless": True} if ending == "webp" else {}))
+        files[ending] = (tmp_path / f"x.{ending}").read_bytes()
+    png, jpg, expected = files["png"], files["jpg"], {e: np.asarray(data.decode(tmp_path / f"x.{e}")) for e in files}
+    huge = zlib.compress(bytes(2**21))
+    parts = [chunk(name, junk) for name in PNG_CHUNKS for junk in JUNK] + [
+        chunk(b"tEXt", b"a\0b", crc=1), chunk(b"eXIf", b"MM", crc=1), chunk(b"tRNS", b"\0"), chunk(b"zTXt", b"a\0\0" + huge),
+        chunk(b"iTXt", b"a\0\1\0\0\0" + huge), chunk(b"iCCP", b"a\0\0" + huge),
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 4\nzz\n")),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0tiff:Orientation=\"9\"")]
+    end = png.rindex(b"IEND") - 4
+    cases = [("png", png[:33] + part + png[33:]) for part in parts] + [("png", png[:end] + part + png[end:]) for part in parts]
+    for marker, begin in ((0xE0, b"JFIF\0"), (0xE1, b"Exif\0\0"), (0xE1, b"http://ns.adobe.com/xap/1.0/\0"), (0xE2, b"ICC_PROFILE\0"),
+                          (0xE2, b"MPF\0"), (0xED, b"Photoshop 3.0\0"), (0xED, b"Photoshop 3.0\x008BIM"), (0xFE, b"")):
+        cases += [("jpg", jpg[:2] + segment(marker, begin + junk) + jpg[2:]) for junk in JUNK]
+    for tag in (270, 274, 282, 296, 305, 700, 33723, 34377, 34675, 34665, 34853, 65000):
+        cases += [("tif", with_tags(files["tif"], (tag, kind, count, b"\x08\0\0\0")))
+                  for kind, count in ((0, 0), (1, 1), (2, 3), (2, 2**31), (3, 0), (5, 1), (7, 1000), (12, 1), (99, 1))
+                  if (tag, kind) != (274, 1)]  # an orientation, of an unusual type
+    for junk in JUNK:
+        picture.save(tmp_path / "y.webp", lossless=True, exif=b"Exif\0\0" + junk)
+        cases.append(("webp", (tmp_path / "y.webp").read_bytes()))
+    wrong = []
+    for number, (ending, content) in enumerate(cases):
+        (tmp_path / f"y.{ending}").write_bytes(content)
+        try:
+            assert (np.asarray(data.decode(tmp_path / f"y.{ending}")) == expected[ending]).all()
+        except Exception as error:
+            wrong.append((number, ending, repr(error)))
+    assert not wrong and len(cases) > 350
+
+
+def test_a_good_orientation_beside_a_bad_part_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    good = exif.tobytes().removeprefix(b"Exif\0\0")
+    for bad in ((b"gAMA", b""), (b"zTXt", b"a\0\0" + zlib.compress(bytes(2**21)))):
+        for before, after in (([bad, (b"eXIf", good)], []), ([bad], [(b"eXIf", good)])):
+            write_png(tmp_path / "x.png", 8, 0, [10, 20, 30], before, after)
+            assert values_of(tmp_path / "x.png") == [30, 20, 10]
+    exif[0x0112] = 6
+    Image.new("RGB", (32, 16), "red").save(tmp_path / "y.jpg", exif=exif)
+    stored = (tmp_path / "y.jpg").read_bytes()
+    (tmp_path / "y.jpg").write_bytes(stored[:2] + segment(0xE2, b"ICC_PROFILE\0") + stored[2:])
+    assert data.decode(tmp_path / "y.jpg").size == (16, 32)
+
+
+@pytest.mark.parametrize("mode, colour", [("L", 100), ("LA", (100, 128)), ("P", 1), ("RGB", (9, 8, 7)), ("RGBA", (9, 8, 7, 128)), ("1", 255)])
+def test_a_transparent_colour_of_a_strange_type_is_passed_over(tmp_path, mode, colour):
+    picture = squares(mode, colour)
+    if mode == "P":
+        picture.putpalette(PALETTE)
+    picture.save(tmp_path / "x.png")
+    plain, png = np.asarray(data.decode(tmp_path / "x.png")), (tmp_path / "x.png").read_bytes()
+    at = png.index(b"IDAT") - 4
+    for junk in (b"", b"\0", b"\0\0\0", bytes(7), bytes(300)):
+        (tmp_path / "y.png").write_bytes(png[:at] + chunk(b"tRNS", junk) + png[at:])
+        found = np.asarray(data.decode(tmp_path / "y.png"))
+        assert found.shape == plain.shape and (mode == "P" or (found == plain).all() or (found == 255).all())
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+def test_every_format_that_pillow_opens_is_a_picture(tmp_path):
+    known = Image.registered_extensions()
+    assert {*torchvision.datasets.folder.IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".mpo", ".tga", ".jp2", ".ico"} <= set(data.EXTENSIONS)
+    assert not {".pdf", ".eps", ".h5", ".mpg", ".emf", ".grib"} & set(data.EXTENSIONS)
+    tried = set()
+    for ending in data.EXTENSIONS:
+        if known[ending] in Image.SAVE:
+            for mode in ("RGB", "P", "1"):  # some keep nothing else
+                try:
+                    picture = Image.new("RGB", (32, 32), "white").convert(mode)
+                    picture.save(tmp_path / f"x{ending}", **({"append_images": [picture]} if ending == ".icns" else {}))
+                except (OSError, ValueError):
+                    continue
+                found = data.decode(tmp_path / f"x{ending}")
+                assert found.mode == "RGB" and found.getpixel((5, 5)) >= (250, 250, 250), ending
+                tried.add(ending)
+                break
+    assert len(tried) >= 30 and [os.path.basename(path) for path in data.list_folder(tmp_path)] == sorted(f"x{e}" for e in tried)
 
 
 def test_describe_names_animated_pictures(tmp_path):
@@ -757,10 +997,11 @@ def test_augmentation_depends_on_epoch_and_index(pictures):
 
 @pytest.mark.parametrize("augment", data.AUGMENT)
 @pytest.mark.parametrize("shape", [(90, 70), (1, 600), (600, 1), (3, 5), (1, 1)])
-def test_every_level_takes_pictures_of_any_shape(augment, shape):
+@pytest.mark.parametrize("resize", data.RESIZE)
+def test_every_level_takes_pictures_of_any_shape(augment, shape, resize):
     for interpolation in ("bilinear", "bicubic"):
-        transform = data.train_transform(32, augment, interpolation)
-        for seed in range(20):
+        transform = data.train_transform(32, augment, interpolation, resize=resize)
+        for seed in range(20 if resize == "crop" else 3):
             torch.manual_seed(seed)
             found = transform(torch.randint(0, 256, (3, *shape), dtype=torch.uint8))
             assert found.dtype == torch.uint8 and found.shape == (3, 32, 32)
@@ -834,6 +1075,61 @@ def test_standard_is_the_crop_and_the_flip_and_strong_goes_on_from_there():
 def test_unknown_level():
     with pytest.raises(data.DataError, match="no such augmentation: wild; there are none, light, standard, strong"):
         data.train_transform(32, "wild")
+    with pytest.raises(data.DataError, match="no such way to resize: stretch; there are crop, squash, pad"):
+        data.train_transform(32, "none", resize="stretch")
+
+
+def test_without_flips_left_stays_left_in_every_level():
+    flipped = {level: sum(view[0, 32, 0] > view[0, 32, -1] for view in views_of(
+        places(80, 100), data.train_transform(64, level, flip=False), 60)) for level in ("none", "light", "standard")}
+    assert flipped == {"none": 0, "light": 0, "standard": 0}
+    crop = v2.RandomResizedCrop(64, scale=(0.35, 1.0), antialias=True)
+    expected = v2.Compose([crop, v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR), v2.RandomErasing(p=0.25)])
+    ours, theirs = (views_of(places(80, 100), t, 60) for t in (data.train_transform(64, "strong", flip=False), expected))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_squash_and_pad_see_the_whole_picture():
+    """By torchvision's own transforms; the crop of the augmentation is one of that square."""
+    for height, width in ((48, 256), (256, 48), (40, 40), (5, 9), (700, 300)):
+        picture = places(height, width)
+        squashed, padded = (data.eval_transform(32, resize=resize)(picture) for resize in ("squash", "pad"))
+        assert torch.equal(squashed, v2.Resize((32, 32), antialias=True)(picture))
+        by_torchvision = v2.Compose([v2.Resize(None, max_size=32, antialias=True), v2.CenterCrop(32)])
+        assert torch.equal(padded, by_torchvision(picture))
+        assert (padded[2] == 0).sum() == 32 * (32 - max(1, 32 * min(height, width) // max(height, width)))  # black
+        for resize, square in (("squash", v2.Resize((64, 64), antialias=True)),
+                               ("pad", v2.Compose([v2.Resize(None, max_size=64, antialias=True), v2.CenterCrop(64)]))):
+            expected = v2.Compose([square, v2.RandomResizedCrop(32, (0.35, 1), antialias=True), v2.RandomHorizontalFlip()])
+            ours, theirs = (views_of(picture, t, 10) for t in (data.train_transform(32, resize=resize), expected))
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+            assert torch.equal(data.train_transform(32, "none", resize=resize)(picture), data.eval_transform(32, resize=resize)(picture))
+
+
+def test_augmentation_and_evaluation_by_a_dict_that_may_be_an_old_one(tmp_path):
+    picture, old = places(40, 200), {"image_size": 32, "interpolation": "bicubic", "resize_size": 37}
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / "x.png")
+    for more, way in (({}, {}), ({"resize": "squash", "flip": False}, {"resize": "squash", "flip": False})):
+        ours, theirs = data.augmentation(old | more, "light"), data.train_transform(32, "light", "bicubic", 37, **way)
+        assert all(map(torch.equal, views_of(picture, ours, 5), views_of(picture, theirs, 5)))
+        x, numbers = next(data.batches(data.eval_loader([(str(tmp_path / "x.png"),)], old | more, 4)))
+        assert torch.equal(x[0], data.eval_transform(32, "bicubic", 37, more.get("resize", "crop"))(picture))
+    assert data.ImageList([], None, white=5).numbered().white == 5
+    write_tiff(tmp_path / "y.tif", ROW, 16)
+    for white, most in ((None, 16), (4095, 255)):
+        x, _ = next(data.batches(data.eval_loader([(str(tmp_path / "y.tif"),)], old | {"resize": "squash", "white": white}, 4)))
+        assert abs(int(x.max()) - most) <= 2
+
+
+def test_what_is_said_about_the_augmentation():
+    standard = data.train_transform(32)
+    assert data.describe_augment(standard, "standard") == \
+        "augment: standard (random crop, horizontal flip; --no-flip where left and right differ)"
+    assert data.describe_augment(data.train_transform(32, "strong", flip=False, resize="pad"), "strong") == \
+        "augment: strong (random crop, colours, rotations or distortions, holes)"
+    assert data.describe_augment(data.train_transform(32, "none"), "none") == "augment: none"
+    assert data.describe_augment(v2.Compose([standard, v2.ColorJitter()]), "light") == "augment: light (ColorJitter)"
+    assert data.describe_augment(lambda x: x, "light") == "augment: light"  # one of your own
 
 
 def test_mix_seed_uses_every_number():
@@ -1039,6 +1335,16 @@ def test_check_names_files_whose_names_are_not_utf8(tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):
         data.main(["--check", str(tmp_path), "-j", "0"])
     assert f"cannot read {tmp_path}/caf\\udce9.png (" in capsys.readouterr().out
+
+
+def test_check_knows_white_and_says_what_stays_dark(tmp_path, capsys):
+    for name, row, bits, kind in (("a.tif", ROW, 16, 1), ("b.tif", ROW.astype("f4"), 32, 3)):
+        write_tiff(tmp_path / name, row, bits, kind)
+    for options, status, words in (([], 1, "up to 4095: say which level is white"), (["--white", "4095"], 0, "2 pictures, 0 that"),
+                                   (["--white", "70000"], 0, "train with --white 4095")):
+        with pytest.raises(SystemExit) as stopped:
+            data.main(["--check", str(tmp_path), "-j", "0", *options])
+        assert stopped.value.code == status and words in capsys.readouterr().out
 
 
 def test_check_into_a_closed_pipe(tmp_path):

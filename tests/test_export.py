@@ -5,11 +5,13 @@ import json
 import os
 import re
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+import data
 import export
 import predict
 import tables
@@ -106,6 +108,31 @@ def test_onnx(tmp_path):
 
 
 # ---- predict.py --export
+
+
+@pytest.mark.parametrize("resize, white", [("crop", None), ("squash", 4095.0), ("pad", None)])
+def test_the_readme_prepares_a_picture_as_training_did(tmp_path, monkeypatch, capsys, resize, white):
+    """The snippet with a network whose answer is the mean of each quarter of the picture."""
+    means = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 12, bias=False))
+    means[2].weight.data = torch.eye(12)
+    monkeypatch.setattr(predict, "rebuild", lambda state: means)
+    monkeypatch.chdir(tmp_path)
+    preprocessing = {"image_size": 32, "resize_size": 37, "mean": MEAN, "std": STD, "interpolation": "bilinear"}
+    if resize != "crop":  # else a checkpoint from before these were
+        preprocessing |= {"resize": resize, "white": white, "flip": True}
+    state = {"preprocessing": preprocessing, "classes": [str(i) for i in range(12)]}
+    predict.write_program(state, "model.pt2")
+    words = {"crop": "shorter side resized to 37 (bilinear), centre 32 x 32", "pad": "black added to 32 x 32",
+             "squash": "32 x 32 whatever its shape (bilinear), grey of more than 8 bits divided by 4095"}
+    assert words[resize] in capsys.readouterr().out
+    levels = np.random.default_rng(0).integers(0, 65536 if white is None else 4096, (40, 100)).astype(np.uint16)
+    levels[:20, :50] //= 4
+    for kind, picture in (("PNG", Image.fromarray(levels)), ("PNG", Image.fromarray((levels // 257).astype(np.uint8)).convert("RGB"))):
+        picture.save("some.jpg", kind)
+        exec(snippet("use_the_program"), names := {})
+        x, _ = next(data.batches(data.eval_loader([("some.jpg",)], preprocessing, 1)))
+        expected = export.Program(means, MEAN, STD)(x / 255)[0]
+        assert torch.allclose(names["probabilities"], expected, atol=2e-3)
 
 
 def test_the_readme_runs_what_export_wrote(train, pictures, tmp_path, capsys, monkeypatch):

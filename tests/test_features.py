@@ -217,6 +217,11 @@ def key_of(folder, code, constant="STRENGTH = 1", helper="def half(x): return x 
     return features.features_key({}, "fc", listed)
 
 
+def test_the_key_knows_what_is_white():
+    keys = [features.features_key({}, "fc", data.ImageList([], v2.Resize(8), white=white)) for white in (None, 255.0, 4095.0, None)]
+    assert keys[0] == keys[3] and len(set(keys)) == 3
+
+
 FUNCTION = "def transform(x, gain=2):\n    return other.half(x) * STRENGTH * gain * GAIN"
 CLASS = "class Views:\n    def __init__(self, n): self.n = n\n    def __call__(self, x): return x * self.n"
 

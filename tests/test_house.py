@@ -164,7 +164,7 @@ def test_your_own_loss_in_one_line(train, weights, monkeypatch):
 
 
 def test_your_own_transform(train, monkeypatch):
-    script = edited_script("own_transform", "augment = data.train_transform(", 1)
+    script = edited_script("own_transform", "augment = data.augmentation(", 1)
     monkeypatch.setattr(train_classifier, "main", script.main)
     seen, real = [], data.ImageList.__init__
     monkeypatch.setattr(data.ImageList, "__init__", lambda self, samples, transform, *a, **k: (

@@ -49,6 +49,20 @@ def test_none_knows_the_size_of_the_network():
     assert models.load_pretrained("none", "inception_v3")["image_size"] == 299
 
 
+def test_preprocessing_is_that_of_the_weights_unless_said_otherwise():
+    of_weights = {"image_size": 224, "resize_size": 256, "mean": [0.5], "std": [0.2], "interpolation": "bicubic"}
+    pretrained = of_weights | {"state_dict": {}, "source": "x"}
+    plain = of_weights | {"resize": "crop", "white": None, "flip": True}
+    assert models.preprocessing_for(pretrained) == models.preprocessing_for(plain) == plain
+    assert models.preprocessing_for(pretrained, image_size=112) == plain | {"image_size": 112, "resize_size": 128}
+    given = {"resize": "squash", "white": 4095.0, "flip": False}
+    assert models.preprocessing_for(pretrained, None, *given.values()) == of_weights | given
+    # one of our own checkpoints has them
+    assert models.preprocessing_for(pretrained | given) == of_weights | given
+    assert models.preprocessing_for(pretrained | given, resize="crop", white=1.0, flip=True) == of_weights | {
+        "resize": "crop", "white": 1.0, "flip": True}
+
+
 def test_unknown_weights_list_those_there_are():
     for name in ("IMAGENET", "ResNet50_Weights.DEFAULT"):
         with pytest.raises(ModelError, match=f"has no weights '{name}': there are IMAGENET1K_V1, DEFAULT, none, or the"):

@@ -371,7 +371,7 @@ def test_animated_pictures_are_said(run, tmp_path, capsys):
     frames = [Image.new("RGB", (40, 40), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
     assert call("--checkpoint", run / "best.pt", tmp_path) == 0
-    assert capsys.readouterr().err == f"note: the first frame is used of {tmp_path}/x.gif\n"
+    assert capsys.readouterr().err == "note: 1 animated picture, of which the first frame is used: x.gif\n"
 
 
 # ---- several checkpoints, mirror images

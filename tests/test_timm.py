@@ -104,7 +104,7 @@ def test_pretrained_weights_preprocessing_freezing_and_thawing(train, pictures, 
     state, before = read(run / "best.pt"), published()
     assert state["build"] == {"name": "timm:tiny", "options": {"img_size": 48}} and state["head"] == "head"
     assert state["preprocessing"] == {"image_size": 48, "resize_size": 53, "mean": [0.5, 0.4, 0.3], "std": [0.5, 0.6, 0.7],
-                                      "interpolation": "bicubic"}
+                                      "interpolation": "bicubic", "resize": "crop", "white": None, "flip": True}
     assert "weights: timm:tiny, pretrained; head head left out: the file's has 1000 outputs, this task 2" in capsys.readouterr().out
     last = {k: v for k, v in read(run / "last.pt")["model"].items() if not k.startswith("head.")}
     moved = changed({k: v for k, v in before.items() if not k.startswith("head.")}, last)

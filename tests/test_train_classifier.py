@@ -8,11 +8,13 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from PIL import Image
 from torch import nn
+from torchvision.transforms import v2
 
 import checkpoint
 import data
@@ -21,6 +23,7 @@ import predict
 import report
 import train_classifier
 from conftest import MODEL, SMALL, changed, draw, draw_folder, read
+from model import rebuild
 from test_data import wrong_folders
 from test_model import Payload
 
@@ -630,6 +633,91 @@ def test_starting_from_our_own_checkpoint_keeps_a_head_of_the_same_classes(train
                 draw(tmp_path / "insects" / split / name / f"{i}.png", kind, f"{split}{i}")
     train(data=tmp_path / "insects", weights=first / "best.pt")
     assert "head fc left out, it was trained for other outputs" in capsys.readouterr().out  # as many classes, but others
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """Wide pictures of 12 bits in 16: of class "first" the first half is bright, of "last" the last one."""
+    root = tmp_path_factory.mktemp("deep")
+    for split, count in (("train", 6), ("val", 3)):
+        for name, place in (("first", 0), ("last", 48)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                levels = np.random.default_rng([i, place, count]).integers(0, 2000, (24, 96)).astype(np.uint16)
+                levels[:, place : place + 48] += 2000
+                Image.fromarray(levels).save(root / split / name / f"{name}.{i}.png")
+    return root
+
+
+def test_white_shape_and_flips_are_kept_and_the_same_everywhere(train, deep, tmp_path, capsys, error_of, monkeypatch):
+    lists, real = [], data.ImageList.__init__
+    monkeypatch.setattr(data.ImageList, "__init__", lambda self, *a, **k: (lists.append(self), real(self, *a, **k))[1])
+    run = train("--no-flip", "--resize", "pad", "--white", 4095, data=deep, no_test=None)
+    said = capsys.readouterr().out
+    assert "augment: standard (random crop)\n" in said and "hint:" not in said
+    state = read(run / "best.pt")
+    assert {k: state["preprocessing"][k] for k in ("resize", "white", "flip")} == {"resize": "pad", "white": 4095, "flip": False}
+    assert len(lists) == 3 and all(listed.white == 4095 for listed in lists)
+    # the training's evaluation, by hand, and predict.py's
+    network, x = rebuild(state).eval(), []
+    for file in sorted((deep / "val").rglob("*.png")):
+        levels = (np.asarray(Image.open(file)) / 4095 * 255).round().clip(0, 255).astype(np.uint8)
+        picture = torch.from_numpy(levels).expand(3, -1, -1)
+        x.append(v2.Compose([v2.Resize((8, 32), antialias=True), v2.Pad((0, 12))])(picture))
+    mean, std = (torch.tensor(state["preprocessing"][k]).view(3, 1, 1) for k in ("mean", "std"))
+    expected = network((torch.stack(x) / 255 - mean) / std).softmax(1).max(1).values
+    predict_argv = ["--checkpoint", str(run / "best.pt"), str(deep / "val"), "-j", "0", "--csv", str(tmp_path / "x.csv")]
+    with pytest.raises(SystemExit, match="0"):
+        predict.main(predict_argv)
+    for file in (run / "val_predictions.csv", tmp_path / "x.csv"):
+        found = sorted((row["file"], float(row["probability"])) for row in csv.DictReader(file.open()))
+        np.testing.assert_allclose([p for _, p in found], expected.detach(), atol=1e-4)
+    assert "was trained with --no-flip" in error_of(predict.main, [*predict_argv, "--tta"])
+    # a resumed run cannot change them
+    for option in (["--flip"], ["--resize", "crop"], ["--white", "255"]):
+        assert "leave it out to go on" in error_of(train_classifier.main, ["--resume", str(run / "last.pt"), "--epochs", "2", *option])
+    train_classifier.main(["--resume", str(run / "last.pt"), "--epochs", "2"])
+    assert read(run / "last.pt")["preprocessing"] == state["preprocessing"]
+    # another one that starts from the weights has them, unless it is told otherwise
+    other = read(train("--flip", data=deep, weights=run / "best.pt", image_size=None) / "last.pt")["preprocessing"]
+    assert other == state["preprocessing"] | {"flip": True}
+
+
+def test_what_is_said_of_dark_and_long_pictures_at_the_start(train, deep, capsys):
+    train(data=deep, augment="none")
+    said = capsys.readouterr().out.splitlines()
+    assert said.index("augment: none") < next(i for i, line in enumerate(said) if line.startswith("epoch"))
+    assert [line.rpartition(": ")[2] for line in said if line.startswith("hint:")] == [
+        "if 4095 is white in them, train with --white 4095",
+        "train with --resize squash or pad to see the whole"]
+
+
+def test_a_checkpoint_from_before_white_and_shapes_goes_on(train, pictures, capsys, error_of):
+    run, whole = train(epochs=1), train(epochs=2)
+    state = read(run / "last.pt")
+    for name in ("resize", "white", "flip"):
+        del state["preprocessing"][name], state["options"][name]
+    torch.save(state, run / "last.pt")
+    typed = ["--resume", str(run / "last.pt"), "--epochs", "2"]
+    assert "was started by a version that did not know it" in error_of(train_classifier.main, [*typed, "--no-flip"])
+    train_classifier.main(typed)
+    assert not changed(read(whole / "last.pt")["model"], read(run / "last.pt")["model"])
+    torch.save(state, run / "old.pt")
+    with pytest.raises(SystemExit, match="0"):
+        predict.main(["--checkpoint", str(run / "old.pt"), "--tta", str(pictures / "test"), "-j", "0"])
+
+
+def test_floats_without_a_white_are_an_error_that_names_the_way_out(train, tmp_path, error_of):
+    for split, count in (("train", 3), ("val", 1)):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(np.full((8, 8), i / 3 + 0.35, dtype=np.float32)).save(tmp_path / split / name / f"{i}.tif")
+    said = error_of(train, data=tmp_path, output=tmp_path / "run")
+    assert said == f"error: cannot read {tmp_path}/train/a/0.tif (its grey levels are floating-point numbers, up to 0.35: say " \
+                   "which level is white, such as --white 1 in training)"
+    assert not (tmp_path / "run").exists()
+    assert "has the disk gone away" in error_of(train, "--on-bad-image", "skip", data=tmp_path)
 
 
 def test_list_layers_trains_nothing(capsys, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from torchvision.transforms import v2
 
 import checkpoint
 import data
@@ -186,6 +187,21 @@ def test_the_fisher_information_is_that_of_the_model_it_began_from(go_on, begun,
         found = run["fisher"][name]
         torch.testing.assert_close(found[: len(value)] if name.startswith("fc.") else found, value, rtol=1e-3, atol=1e-7)
     assert sorted(plain.labels().tolist()) == [0, 0, 1, 1]
+
+
+def test_white_shape_and_flips_are_those_of_the_model_it_began_from(go_on, begun, tmp_path, monkeypatch, capsys):
+    saved = read(begun)
+    saved["preprocessing"] |= {"resize": "squash", "white": 4095.0, "flip": False}
+    torch.save(saved, other := tmp_path / "other.pt")
+    lists, real = [], data.ImageList.__init__
+    monkeypatch.setattr(data.ImageList, "__init__", lambda self, *a, **k: (lists.append(self), real(self, *a, **k))[1])
+    run = go_on(**{"from": other, "method": "replay", "no_test": None})
+    assert "augment: standard (random crop)\n" in capsys.readouterr().out
+    assert read(run / "best.pt")["preprocessing"] == saved["preprocessing"]
+    assert len(lists) >= 3 and all(listed.white == 4095 for listed in lists)
+    assert all(isinstance(listed.transform.transforms[0], v2.Resize | v2.Compose) for listed in lists)
+    # --no-flip also where it began with flips
+    assert read(go_on("--no-flip") / "best.pt")["preprocessing"] == read(begun)["preprocessing"] | {"flip": False}
 
 
 def test_freezing_keeps_running_statistics(go_on, begun):

@@ -4,9 +4,11 @@ import csv
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 import checkpoint
 import data
@@ -14,7 +16,7 @@ import metrics
 import predict
 import tables
 import train_regressor
-from conftest import MODEL, draw_discs, read
+from conftest import MODEL, changed, draw_discs, read
 from test_train_classifier import SGD, equal, history, untimed
 
 QUANTILES = ["--quantiles", "0.1,0.5,0.9"]
@@ -153,6 +155,23 @@ def test_predict_gives_what_the_script_gave(regress, discs, tmp_path, capsys, er
     assert [row["radius"] for row in rows_of(tmp_path / "z.csv")] == ["0.0", "1.0", "3.0", "4.0", "5.0"]
     assert "has no rows that a column split calls val" in error_of(
         predict.main, ["--checkpoint", str(run / "best.pt"), "--labels", str(tmp_path / "labels.csv"), "--split", "val"])
+
+
+def test_white_shape_and_flips_reach_every_picture(regress, discs, tmp_path, capsys):
+    """Discs in 12 bits of 16 give bit for bit what they give in 8."""
+    for split, value in (("deep", 4095), ("plain", 255)):
+        shutil.copytree(discs, tmp_path / split)
+        for file in (tmp_path / split).rglob("*.png"):
+            grey = np.asarray(Image.open(file).convert("L"))
+            Image.fromarray(grey if value == 255 else (grey / 255 * 4095).round().astype(np.uint16)).save(file)
+    options = "--no-flip", "--resize", "squash", "--augment", "light"
+    deep, plain = (regress(*options, data=tmp_path / name, **white)
+                   for name, white in (("deep", {"white": 4095}), ("plain", {})))
+    assert "augment: light (random crop)\n" in capsys.readouterr().out
+    a, b = (read(run / "best.pt") for run in (deep, plain))
+    assert not changed(a["model"], b["model"]) and a["preprocessing"] == b["preprocessing"] | {"white": 4095}
+    assert [r["radius_prediction"] for r in rows_of(deep / "test_predictions.csv")] == [
+        r["radius_prediction"] for r in rows_of(plain / "test_predictions.csv")]
 
 
 def test_a_classifier_starts_from_a_regressor_and_the_other_way(regress, train, capsys):
