@@ -203,7 +203,8 @@ def train(args, saved, stop):
     print(data.describe_augment(augment, args.augment))
     # Decoded at twice the size that the network gets: room for crops.
     samples = [*images.splits["train"], *buffer]
-    train_images = data.ImageList(samples, augment, args.seed, 2 * size, args.on_bad_image, preprocessing["white"])
+    white = preprocessing["white"]
+    train_images = data.ImageList(samples, augment, args.seed, 2 * size, args.on_bad_image, white)
     # The batch sampler. Seed and epoch alone decide which pictures make up which batch, so a resumed run goes on with
     # the next one. An epoch is one pass through the new pictures, with replay, too.
     new_count = len(images.splits["train"])
