@@ -124,7 +124,8 @@ def test_kappa_as_a_metric_that_is_no_number_in_the_first_epoch(edited, train, e
     edited(choice, *kappa)
     run = train("--monitor", "val_kappa", epochs=5, lr=0.01)
     values = [float(row["val_kappa"]) for row in history(run)]
-    best = max(range(1, 5), key=values.__getitem__)  # the first of several
+    losses_of_epochs = [float(row["val_loss"]) for row in history(run)]
+    best = max(range(1, 5), key=lambda e: (values[e], -losses_of_epochs[e]))
     assert math.isnan(values[0]) and (read(run / "best.pt")["epoch"], read(run / "last.pt")["best_epoch"]) == (best + 1, best)
     original = edited()  # does not know it
     assert "--monitor is val_kappa in the checkpoint, and this script knows val_accuracy" in error_of(

@@ -168,9 +168,13 @@ def test_resume_may_change_some_options_and_refuses_the_others(train, weights, e
 
 
 def test_going_back_before_a_thaw(train, weights, tmp_path, capsys, monkeypatch):
-    accuracies = iter([0.75, 0.5])
+    accuracies = iter([0.75, 0.5, 0.25])
+
+    def falling(*_):
+        return {"accuracy": next(accuracies), "balanced_accuracy": 0.5, "macro_f1": 0.5}
+
     with monkeypatch.context() as patch:  # the first epoch is the best
-        patch.setattr(metrics, "class_scores", lambda *_: {"accuracy": next(accuracies), "macro_f1": 0.5})
+        patch.setattr(metrics, "class_scores", falling)
         run = train("--freeze", "backbone", "--unfreeze", "1:stage4", weights=weights, epochs=2)
     train_classifier.main(["--resume", str(run / "before_unfreeze_1.pt"), "--unfreeze", "1:conv5", "--output", str(run) + "b"])
     before, after = read(weights), read(Path(str(run) + "b") / "last.pt")["model"]
@@ -179,6 +183,7 @@ def test_going_back_before_a_thaw(train, weights, tmp_path, capsys, monkeypatch)
     # the run goes on without its best.pt too, and says so
     shutil.copytree(run, tmp_path / "alone", ignore=shutil.ignore_patterns("best.pt"))
     capsys.readouterr()
+    monkeypatch.setattr(metrics, "class_scores", falling)
     train_classifier.main(["--resume", str(tmp_path / "alone" / "last.pt"), "--epochs", "3", "--lr", "0"])
     assert "last.pt is best.pt for now" in capsys.readouterr().out
     assert read(tmp_path / "alone" / "last.pt")["best_epoch"] == 1
