@@ -88,7 +88,7 @@ def look_into(path, above=()):
         elif not is_folder and is_picture(name):
             pictures.append(inside)
         elif not is_folder:
-            others[Path(name).suffix.lower() or "without an extension"] += 1
+            others[_kind_of_file(inside)] += 1
         elif os.path.realpath(inside) not in above:
             folder = look_into(inside, above)
             if folder.is_run:
@@ -125,7 +125,16 @@ def _names_in(path):
 def _kind_of_name(name):
     """"by-product", "hidden" or None."""
     known = name.lower() in BY_PRODUCTS or name.lower().startswith(BY_PRODUCT_BEGINNINGS)
-    return "by-product" if known else "hidden" if name.startswith(".") else None
+    # .cat.jpg.icloud is all that is here of a cat.jpg that iCloud has not downloaded: counted like other files.
+    hidden = name.startswith(".") and not name.lower().endswith(".icloud")
+    return "by-product" if known else "hidden" if hidden else None
+
+
+def _kind_of_file(path):
+    """Of what is no picture: its extension, in words if there is none. (A dead link may have meant a whole class.)"""
+    if not os.path.exists(path):
+        return "dead link"
+    return Path(path).suffix.lower() or "without an extension"
 
 
 def _pictures_not_looked_into(path, name, is_folder):
@@ -215,10 +224,11 @@ def find_images(root, val_split=0.2, least=2):
     """
     root = Path(root)
     if not os.path.exists(root):
-        raise DataError(f"no such folder: {root}: say where the pictures are now, by --data NEWPLACE (old ones: "
-                        "--old-data)")
+        raise DataError(f"no such folder: {root}: see how it is spelled; if the pictures have moved, say where they "
+                        "are now: --data NEWPLACE (old ones: --old-data NEWPLACE)")
     if not os.path.isdir(root):
-        raise DataError(f"{root} is a file, not a folder")
+        raise DataError(f"{root} is a file, not a folder: give the folder that holds the class folders (unpack an "
+                        "archive first)")
     tree = look_into(root)
     if not tree.total:
         raise DataError(f"{root} holds no pictures{_instead(tree)}: put those of each class into a folder there, "
@@ -227,11 +237,11 @@ def find_images(root, val_split=0.2, least=2):
     chains, notes = _split_folders(tree)
     train = chains["train"][-1]
     _refuse_too_high(train, least, is_root=train is tree)
+    if 0 < len(inside := _with_pictures(train)) < least:
+        raise DataError(f"{train.path} holds one class only ('{inside[0].name}'): a classifier needs two folders of "
+                        "pictures or more, one for each class")
     found = {"train": _classes_in(train)}
     classes = list(found["train"])
-    if len(classes) < least:
-        raise DataError(f"{train.path} holds one class only ('{classes[0]}'): a classifier needs two folders or more, "
-                        "one for each class")
     for split in ("val", "test"):
         if split in chains and not (split == "test" and _without_labels(chains[split][-1], classes)):
             found[split] = _classes_in(chains[split][-1], classes, train)
@@ -265,6 +275,9 @@ def _split_folders(tree):
     way_out = ("name the folders of the splits train, val and test; or, if all of them are classes, move them into one "
                f"folder train/, such as {os.path.join(tree.path, 'train', like_splits[0].name)}")
     if not named["train"]:
+        lower = [folder for folder in _tree(tree) if _holds_splits(folder)]
+        if len(lower) == 1:
+            way_out = f"type --data {shlex.quote(lower[0].path)}, which holds one; else {way_out}"
         raise DataError(f"{tree.path} holds {_listed(like_splits)} but no train/: {way_out}")
     for split, folders in named.items():
         if len(folders) > 1:
@@ -356,21 +369,34 @@ def _classes_in(folder, known=None, train=None):
                         "NFD: put the pictures of both into one")
     if known and (strange := [f.name for f in inside if f.name not in known]):
         _refuse_too_high(folder)
-        alike = [name for name in known if name.strip().lower() == strange[0].strip().lower()]
+        alike = [name for name in known if _spelled_alike(name) == _spelled_alike(strange[0])]
+        or_all = f", or remove {folder.name}/" if len(strange) == len(inside) else ""
         is_it = f"; or is '{strange[0]}' the same as '{alike[0]}'? Then rename it" if alike else ""
         raise DataError(f"{folder.path} holds classes that {train.path} lacks: {_some(strange)}; put pictures of them "
-                        f"there, too, or take them out of {folder.name}/{is_it}")
+                        f"there, too, or take them out of {folder.name}/{or_all}{is_it}")
     for below in inside:
-        if not below.total:
-            raise DataError(f"class folder {below.path} holds no pictures{_instead(below)}: put some there, or take it "
-                            f"out of {folder.path}")
         if splits := [f for f in ([] if below.pictures else [below]) + _with_pictures(below) if _is_split_name(f.name)]:
             holder = folder if below in splits else below
             raise DataError(f"{below.path} should be a class, and {splits[0].path} is named like a split: type --data "
                             f"{shlex.quote(holder.path)} if that holds the splits; else put the splits above the "
                             "classes, as in train/cat, or give that folder another name")
+    if empty := [below for below in inside if not below.total]:
+        so_do = f", nor do {_listed(empty[1:])}" if empty[1:] else ""
+        raise DataError(f"class folder {empty[0].path} holds no pictures{_instead(empty[0])}{so_do}: put some there, or "
+                        f"take it out of {folder.path}")
+    _refuse_classes_in_a_class(folder, inside)
     _refuse_shared_folders(folder, inside)
     return {below.name: below for below in inside}
+
+
+def _refuse_classes_in_a_class(folder, classes):
+    """Raise DataError where a folder among the classes holds them once more, as archives that were packed twice do."""
+    names = {below.name for below in classes}
+    for below in classes:
+        if again := [f for f in _with_pictures(below) if f.name in names - {below.name}]:
+            raise DataError(f"{below.path} holds {_listed(again)} like {folder.path} itself: if these are copies, move "
+                            f"{below.path} away; if '{below.name}' is a class, put its pictures right into it; if "
+                            "they are more pictures of the same classes, put them into the folders of these")
 
 
 def _refuse_shared_folders(folder, classes):
@@ -382,7 +408,8 @@ def _refuse_shared_folders(folder, classes):
         raise DataError(f"the folders in {folder.path} ({_listed(classes)}) all hold pictures in {_some(shared)}: if "
                         "one of these holds the pictures to learn from and the others masks or thumbnails, move the "
                         "others away; if all do, put the pictures right into the class folders; if these are the "
-                        "classes or the splits, put the splits above the classes, as in train/cat")
+                        "classes, name the folders above them train, val and test; if these are the splits, put them "
+                        "above the classes, as in train/cat")
 
 
 # ---- finding: what is said about the folders
@@ -421,8 +448,8 @@ def _notes_on(tree, chains, found):
             notes.append(f"note: {chains[split][1].name}/ has no pictures of {_some(lacking)}: trained, but not scored")
     if named_so := [name for name in found["train"] if _splits_in(name)]:
         notes.append(f"note: read as classes, though named like splits: {_some(named_so)}")
-    if alike := [", ".join(names) for names in _by(str.lower, found["train"]) if len(names) > 1]:
-        notes.append(f"warning: classes whose names differ in capital letters alone: {_some(alike)}")
+    if alike := [", ".join(names) for names in _by(_spelled_alike, found["train"]) if len(names) > 1]:
+        notes.append(f"warning: classes whose names differ in capital letters, blanks, _ or - alone: {_some(alike)}")
     return notes + _notes_on_left_out(tree)
 
 
@@ -480,6 +507,11 @@ def _by(key, values):
     for value in values:
         groups.setdefault(key(value), []).append(value)
     return list(groups.values())
+
+
+def _spelled_alike(name):
+    """The same for names that people take for one: Siamese_cat and "siamese cat "."""
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).strip().casefold())
 
 
 def _one_line(text):
@@ -556,6 +588,7 @@ def describe(images, most=20, hints=True):
     places = [place for found in images.splits.values() for place in found]
     same = same_files([path for path, _ in places])
     lines += _contradictions(same, images) + _named_after_others([path for path, _ in places])
+    lines += _versions_apart(images)
     return "\n".join(lines + pictures_to_know_of(images.splits, same))
 
 
@@ -583,6 +616,28 @@ def _named_after_others(paths):
                       "like any other, even in another split than that one; if they are masks, thumbnails or copies, "
                       "move them away")
             for more, pairs in found.items() if len(pairs) > 1]
+
+
+def _versions_apart(images):
+    """A line about versions of one picture in training and in another split. Tools that augment keep the name of the
+    original with its ending in that of each version: a_jpg.rf.123.jpg, cat_original_a.jpg_123.jpg.
+    """
+    endings = "|".join(re.escape(ending[1:]) for ending in EXTENSIONS)
+    of_original = re.compile(rf"(.+?)[._](?:{endings})[._-]", re.IGNORECASE)
+    trained, pairs = {}, {}
+    for split in images.splits:  # train comes first
+        for path, label in images.splits[split]:
+            if match := of_original.match(os.path.basename(path)):
+                original = match[1], label
+                if split == "train":
+                    trained[original] = path
+                elif original in trained:
+                    pairs.setdefault(original, _two(trained[original], path))
+    if not pairs:
+        return []
+    return [_one_line(f"warning: versions of {_count(len(pairs))} in training and in another split, by their names "
+                      f"({next(iter(pairs.values()))}): if they are made of one original, the scores are too good; keep "
+                      "them in one split, in a val/ of your own")]
 
 
 def _two(path, other):
@@ -650,7 +705,8 @@ def same_files(paths):
             return path  # like no other; decoding will name it
 
     def size_of(path):
-        return os.path.getsize(path) if os.path.exists(path) else path
+        size = os.path.getsize(path) if os.path.exists(path) else 0
+        return size or path  # nor is an empty file the same picture as another
 
     def start_of(path):
         return read(path, 4096)
