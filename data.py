@@ -281,7 +281,8 @@ def _split_folders(tree):
         raise DataError(f"{tree.path} holds {_listed(like_splits)} but no train/: {way_out}")
     for split, folders in named.items():
         if len(folders) > 1:
-            raise DataError(f"{tree.path} holds {_listed(folders)}, and one at most can be the split {split}: {way_out}")
+            raise DataError(f"{tree.path} holds {_listed(folders)}, and one at most can be the split {split}: "
+                            f"{way_out}")
     train = named["train"][0]
     rank, alone = _rank(train.name, "train"), not named["val"] and not named["test"]
     unclear = [folder for folder in like_splits if len(_splits_in(folder.name)) > 1]
@@ -382,8 +383,8 @@ def _classes_in(folder, known=None, train=None):
                             "classes, as in train/cat, or give that folder another name")
     if empty := [below for below in inside if not below.total]:
         so_do = f", nor do {_listed(empty[1:])}" if empty[1:] else ""
-        raise DataError(f"class folder {empty[0].path} holds no pictures{_instead(empty[0])}{so_do}: put some there, or "
-                        f"take it out of {folder.path}")
+        raise DataError(f"class folder {empty[0].path} holds no pictures{_instead(empty[0])}{so_do}: put some there, "
+                        f"or take it out of {folder.path}")
     _refuse_classes_in_a_class(folder, inside)
     _refuse_shared_folders(folder, inside)
     return {below.name: below for below in inside}
@@ -468,18 +469,18 @@ def _notes_on_left_out(tree):
             counts = _some([f"{place} ({count})" for place, count in places.items()])
             notes.append(f"note: {_count(places.total())} {words}: {counts}")
     if others:
-        notes.append(f"note: passed over what is no picture: {_kinds(others)}")
+        notes.append(f"note: passed over what is no picture: {kinds(others)}")
     return notes
 
 
 def _instead(folder):
     """What a folder without pictures holds, in words."""
     ignored = _ignored_in(folder)
-    return f" (but {_kinds(ignored)})" if ignored else " (it is empty)"
+    return f" (but {kinds(ignored)})" if ignored else " (it is empty)"
 
 
-def _kinds(ignored, most=8):
-    """A Counter by extension or place in words, most first."""
+def kinds(ignored, most=8):
+    """What `list_folder` has ignored, in words, most first."""
     words = [f"{count} {'in ' if kind.endswith(('/', '*')) else ''}{kind}" for kind, count in ignored.most_common()]
     rest = sum(count for _, count in ignored.most_common()[most:])
     return ", ".join(words[:most]) + (f" and {len(words) - most} more kinds ({rest} files)" if rest else "")
@@ -636,8 +637,8 @@ def _versions_apart(images):
     if not pairs:
         return []
     return [_one_line(f"warning: versions of {_count(len(pairs))} in training and in another split, by their names "
-                      f"({next(iter(pairs.values()))}): if they are made of one original, the scores are too good; keep "
-                      "them in one split, in a val/ of your own")]
+                      f"({next(iter(pairs.values()))}): if they are made of one original, the scores are too good; "
+                      "keep them in one split, in a val/ of your own")]
 
 
 def _two(path, other):
@@ -1206,7 +1207,7 @@ def main(argv=None):
         parser.exit(130, "\nstopped\n")
     lines = [" ".join(f"cannot read {path} ({reason})".splitlines()) for path, reason in bad.items()]
     ignored = _ignored_in(tree)
-    passed_over = f"; passed over: {_kinds(ignored)}" if ignored else ""
+    passed_over = f"; passed over: {kinds(ignored)}" if ignored else ""
     lines.append(f"{len(paths)} pictures, {len(bad)} that cannot be read{passed_over}")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may hold any bytes
