@@ -371,10 +371,10 @@ def _classes_in(folder, known=None, train=None):
     if known and (strange := [f.name for f in inside if f.name not in known]):
         _refuse_too_high(folder)
         alike = [name for name in known if _spelled_alike(name) == _spelled_alike(strange[0])]
-        or_all = f", or remove {folder.name}/" if len(strange) == len(inside) else ""
+        remove = "take them out of" if len(strange) < len(inside) else "remove"
         is_it = f"; or is '{strange[0]}' the same as '{alike[0]}'? Then rename it" if alike else ""
         raise DataError(f"{folder.path} holds classes that {train.path} lacks: {_some(strange)}; put pictures of them "
-                        f"there, too, or take them out of {folder.name}/{or_all}{is_it}")
+                        f"there, too, or {remove} {folder.name}/{is_it}")
     for below in inside:
         if splits := [f for f in ([] if below.pictures else [below]) + _with_pictures(below) if _is_split_name(f.name)]:
             holder = folder if below in splits else below
@@ -527,7 +527,8 @@ def split_by_hash(paths, val_split, root):
     """Set a share of the paths aside, those whose name below `root` has the smallest hash: (the others, those)."""
     if len(paths) < 2:
         raise DataError(f"{Path(paths[0]).parent} holds one picture only: it cannot be split into train and val; add a "
-                        "second one, or put pictures to validate with into a folder val/ beside train/")
+                        "second one, or put pictures to validate with into a folder val/ beside train/; or, if that is no class, "
+                        "move it away")
     count = min(max(1, round(len(paths) * val_split)), len(paths) - 1)
     below = {path: os.fsencode(nfc(Path(os.path.relpath(path, root)).as_posix())) for path in paths}
     by_hash = sorted(paths, key=lambda path: hashlib.sha256(below[path]).digest())

@@ -319,10 +319,10 @@ def test_layouts_that_are_read(tmp_path, name):
     # classes
     (SPLIT + each(3, "val/wolf"), "{root}/val holds classes that {root}/train lacks: wolf; put pictures of them there"),
     (each(3, "train/a", "train/Dog", "val/dog "), "or is 'dog ' the same as 'Dog'. Then rename it"),
-    (SPLIT + each(3, "test/x", "test/y"), "{root}/test holds classes that {root}/train lacks: x, y; .* or take them out of test/, or remove test/$"),
+    (SPLIT + each(3, "test/x", "test/y"), "{root}/test holds classes that {root}/train lacks: x, y; put .* too, or remove test/$"),
     (SPLIT[:2] + each(3, "val"), "no class folders in {root}/val, but 3 pictures right in it: .*, or remove val/"),
     (SPLIT[:2] + each(0, "val/a"), r"no class folders in {root}/val .it is empty.: .*, or remove val/"),
-    (each(1, "a") + each(3, "b"), "{root}/a holds one picture only: .*add a second one, or put .* into a folder val/"),
+    (each(1, "a") + each(3, "b"), "{root}/a holds one picture only: .*add a second one, or put .* into a folder val/ .* if that is no class, move it away$"),
     (each(5, "a", "b", "set/a", "set/b"), "{root}/set holds a/, b/ like {root} itself: if these are copies, move {root}/set away; if 'set' is"),
     (each(5, "train/a", "train/b", "train/all/b"), "{root}/train/all holds b/ like {root}/train itself"),
     (each(5, "train/images") + ["train/labels/0.txt"], "{root}/train holds one class only .'images'.: a classifier needs two folders of pictures"),

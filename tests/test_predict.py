@@ -336,7 +336,7 @@ def test_folders_without_pictures(run, unread, error_of, tmp_path, capsys):
 @pytest.mark.parametrize("argument, words", [
     ("f\\cat.png", "did you mean f/cat.png?"), ("'f/cat.png'", "did you mean f/cat.png?"), ("f/cat.png ", "did you mean f/cat.png?"),
     ("f/cat.PNG", "did you mean f/cat.png?"), ("f/cat", "did you mean f/cat.png?"), ("f/cta.png", "did you mean f/cat.png?"),
-    ("~/f", "did you mean {0}/f?"), ("f\\", "did you mean f?"), ("f/*.gif", "it was looked for from {0}"), ("g/cat.png", "it was looked for from {0}"),
+    ("~/f", "did you mean {0}/f?"), ("f\\", "did you mean f/?"), ("f/*.gif", "it was looked for from {0}"), ("g/cat.png", "it was looked for from {0}"),
     ("", "it was looked for from {0}"), ("/no/x.png", "no such picture, folder or glob: /no/x.png"),
 ])
 def test_what_may_have_been_meant(run, error_of, tmp_path, monkeypatch, argument, words):
