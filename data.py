@@ -149,6 +149,7 @@ def _pictures_not_looked_into(path, name, is_folder):
 def _is_run(name, names, pictures, folders, left_out):
     """Is the folder of this name, which holds all this, that of a run, or does it hold folders of runs alone?"""
     holds_folders, holds_runs = any(folder.total for folder in folders), any(kind == "run" for kind, _ in left_out)
+    # Someone may keep a best.pt among the pictures of a class: those have other names than the pictures of a run.
     if RUN_FILES & names.keys() and not holds_folders:
         return RUN_FILES <= names.keys() or RUN_PICTURES.issuperset(map(os.path.basename, pictures))
     if name == "runs" and not pictures:
@@ -266,9 +267,9 @@ def _split_folders(tree):
     """
     like_splits = [folder for folder in tree.folders if _splits_in(folder.name)]
     others = [folder for folder in _with_pictures(tree) if folder not in like_splits]
-    if not like_splits:
-        return {"train": [tree]}, []
-    if len(others) >= 2 and all(_splits_in(f.name) == {"train"} and not _with_pictures(f) for f in like_splits):
+    # bus/, car/ and train/ with pictures right in it are classes: two others make a data set without it.
+    trains = all(_splits_in(folder.name) == {"train"} and not _with_pictures(folder) for folder in like_splits)
+    if not like_splits or (trains and len(others) >= 2):
         return {"train": [tree]}, []
 
     named = {split: _best_named(split, tree.folders) for split in SPLITS}
@@ -285,8 +286,10 @@ def _split_folders(tree):
                             f"{way_out}")
     train = named["train"][0]
     rank, alone = _rank(train.name, "train"), not named["val"] and not named["test"]
-    unclear = [folder for folder in like_splits if len(_splits_in(folder.name)) > 1]
+    # Beside others, steam_train/ without a val/ or test/ may be a class, and so may train/ without folders in it.
     perhaps_a_class = others and (rank == 2 and alone or not _with_pictures(train))
+    # Beside train_val/, which may be either, nothing but a plain train/ is certain.
+    unclear = [folder for folder in like_splits if len(_splits_in(folder.name)) > 1]
     if perhaps_a_class or (rank and unclear):
         raise DataError(f"{tree.path} holds {train.name}/, perhaps the split train, beside "
                         f"{_listed(unclear + others)}: {way_out}")
@@ -338,7 +341,8 @@ def _refuse_too_high(folder, least=2, is_root=False):
     only = inside[0] if len(inside) == 1 else None
     while len(inside) == 1 and not _holds_splits(low):
         low, inside = inside[0], _with_pictures(inside[0])
-    if low is folder or not (len(inside) > 1 and not _splits_in(low.name) or _holds_splits(low)):
+    holds_classes = len(inside) > 1 and not _splits_in(low.name)
+    if low is folder or not (holds_classes or _holds_splits(low)):
         return
     way_out = f"type --data {shlex.quote(low.path)}" if is_root else f"move what {low.path} holds into {folder.path}"
     if least < 2:
@@ -368,19 +372,9 @@ def _classes_in(folder, known=None, train=None):
     if twice := [name for name, count in Counter(f.name for f in inside).items() if count > 1]:
         raise DataError(f"{folder.path} holds two folders named {twice[0]}, once in Unicode's form NFC and once in "
                         "NFD: put the pictures of both into one")
-    if known and (strange := [f.name for f in inside if f.name not in known]):
-        _refuse_too_high(folder)
-        alike = [name for name in known if _spelled_alike(name) == _spelled_alike(strange[0])]
-        remove = "take them out of" if len(strange) < len(inside) else "remove"
-        is_it = f"; or is '{strange[0]}' the same as '{alike[0]}'? Then rename it" if alike else ""
-        raise DataError(f"{folder.path} holds classes that {train.path} lacks: {_some(strange)}; put pictures of them "
-                        f"there, too, or {remove} {folder.name}/{is_it}")
-    for below in inside:
-        if splits := [f for f in ([] if below.pictures else [below]) + _with_pictures(below) if _is_split_name(f.name)]:
-            holder = folder if below in splits else below
-            raise DataError(f"{below.path} should be a class, and {splits[0].path} is named like a split: type --data "
-                            f"{shlex.quote(holder.path)} if that holds the splits; else put the splits above the "
-                            "classes, as in train/cat, or give that folder another name")
+    if known:
+        _refuse_classes_that_train_lacks(folder, inside, known, train)
+    _refuse_splits_below(folder, inside)
     if empty := [below for below in inside if not below.total]:
         so_do = f", nor do {_listed(empty[1:])}" if empty[1:] else ""
         raise DataError(f"class folder {empty[0].path} holds no pictures{_instead(empty[0])}{so_do}: put some there, "
@@ -388,6 +382,28 @@ def _classes_in(folder, known=None, train=None):
     _refuse_classes_in_a_class(folder, inside)
     _refuse_shared_folders(folder, inside)
     return {below.name: below for below in inside}
+
+
+def _refuse_classes_that_train_lacks(folder, classes, known, train):
+    """Raise DataError where the Folder of another split has a class that is not `known`."""
+    if strange := [below.name for below in classes if below.name not in known]:
+        _refuse_too_high(folder)
+        alike = [name for name in known if _spelled_alike(name) == _spelled_alike(strange[0])]
+        remove = "take them out of" if len(strange) < len(classes) else "remove"
+        is_it = f"; or is '{strange[0]}' the same as '{alike[0]}'? Then rename it" if alike else ""
+        raise DataError(f"{folder.path} holds classes that {train.path} lacks: {_some(strange)}; put pictures of them "
+                        f"there, too, or {remove} {folder.name}/{is_it}")
+
+
+def _refuse_splits_below(folder, classes):
+    """Raise DataError where a class holds a folder that is named like a split, or is named so and holds folders alone."""
+    for below in classes:
+        inside = ([] if below.pictures else [below]) + _with_pictures(below)
+        if splits := [f for f in inside if _is_split_name(f.name)]:
+            holder = folder if below in splits else below
+            raise DataError(f"{below.path} should be a class, and {splits[0].path} is named like a split: type --data "
+                            f"{shlex.quote(holder.path)} if that holds the splits; else put the splits above the "
+                            "classes, as in train/cat, or give that folder another name")
 
 
 def _refuse_classes_in_a_class(folder, classes):
