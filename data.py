@@ -235,6 +235,7 @@ def find_images(root, val_split=0.2, least=2):
         raise DataError(f"{root} holds no pictures{_instead(tree)}: put those of each class into a folder there, "
                         "unpacked, or give another folder")
     _refuse_too_high(tree, least, is_root=True)
+    _refuse_too_low(tree)
     chains, notes = _split_folders(tree)
     train = chains["train"][-1]
     _refuse_too_high(train, least, is_root=train is tree)
@@ -350,6 +351,22 @@ def _refuse_too_high(folder, least=2, is_root=False):
             return
         way_out += f"; or, if '{only.name}' is a class, put its pictures right into {only.path}"
     raise DataError(f"{folder.path} holds {only.name}/ alone, and {_listed(inside)} lie further down: {way_out}")
+
+
+def _refuse_too_low(tree):
+    """Raise DataError if `tree` may be a single class: it holds pictures alone, and so do folders beside it."""
+    if _with_pictures(tree):
+        return
+    above, own_name = os.path.split(os.path.abspath(tree.path))
+    beside = []
+    with contextlib.suppress(DataError):  # what must not be looked into is nothing to hint at
+        for name, is_folder in _names_in(above).items():
+            if is_folder and name != own_name and not _kind_of_name(name):
+                beside += [name + "/"] if any(map(is_picture, _names_in(os.path.join(above, name)))) else []
+    if beside:
+        raise DataError(f"no class folders in {tree.path}, but {_count(len(tree.pictures))} right in it: if it is a "
+                        f"class itself, beside {_some(beside)}, type --data {shlex.quote(above)}; else put the pictures "
+                        "of each class into a folder named after it")
 
 
 def _without_labels(test, classes):
@@ -1206,7 +1223,8 @@ def main(argv=None):
                         help="processes that decode (default here %(default)s)")
     args = parser.parse_args(argv)
     if not os.path.isdir(args.check):
-        parser.error(f"no such folder: {args.check}")
+        is_there = os.path.exists(args.check)
+        parser.error(f"{args.check} is a file, not a folder" if is_there else f"no such folder: {args.check}")
     try:
         tree = look_into(args.check)
     except DataError as error:

@@ -373,6 +373,17 @@ def test_empty_files_are_not_the_same_picture(tmp_path):
     assert len(data.describe(data.find_images(tmp_path)).splitlines()) == 4
 
 
+def test_one_folder_too_low(tmp_path, monkeypatch):
+    lay_out(tmp_path, *each(2, "my set/a", "my set/b", "my set/.c", "my set/d/deeper", "alone/a"), "my set/e/x.txt")
+    words = r"no class folders in {}, but 2 pictures right in it: if it is a class itself, beside b/, type --data '{}/my set';"
+    for place in (tmp_path / "my set/a", "."):
+        with pytest.raises(data.DataError, match=words.format(place, tmp_path)):
+            data.find_images(place)
+        monkeypatch.chdir(tmp_path / "my set/a")
+    with pytest.raises(data.DataError, match="alone/a, but 2 pictures right in it: put the pictures of each"):
+        data.find_images(tmp_path / "alone/a")
+
+
 def test_where_pictures_have_moved_to(tmp_path):
     with pytest.raises(data.DataError, match="no such folder: .*gone: .* where they are now: --data NEWPLACE"):
         data.find_images(tmp_path / "gone")
@@ -1111,9 +1122,9 @@ def test_workers_start_with_stop_signals_blocked(tmp_path, monkeypatch):
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-@pytest.mark.parametrize("folder, words", [("nowhere", "no such folder"), ("empty", "holds no pictures")])
+@pytest.mark.parametrize("folder, words", [("nowhere", "no such folder"), ("empty", "holds no pictures"), ("file", "is a file")])
 def test_check_of_a_folder_without_pictures(tmp_path, error_of, folder, words):
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty").mkdir(), (tmp_path / "file").touch()
     assert words in error_of(data.main, ["--check", str(tmp_path / folder)])
 
 
