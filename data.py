@@ -365,8 +365,8 @@ def _refuse_too_low(tree):
                 beside += [name + "/"] if any(map(is_picture, _names_in(os.path.join(above, name)))) else []
     if beside:
         raise DataError(f"no class folders in {tree.path}, but {_count(len(tree.pictures))} right in it: if it is a "
-                        f"class itself, beside {_some(beside)}, type --data {shlex.quote(above)}; else put the pictures "
-                        "of each class into a folder named after it")
+                        f"class itself, beside {_some(beside)}, type --data {shlex.quote(above)}; else put the "
+                        "pictures of each class into a folder named after it")
 
 
 def _without_labels(test, classes):
@@ -413,7 +413,7 @@ def _refuse_classes_that_train_lacks(folder, classes, known, train):
 
 
 def _refuse_splits_below(folder, classes):
-    """Raise DataError where a class holds a folder that is named like a split, or is named so and holds folders alone."""
+    """Raise DataError where a class holds a folder named like a split, or is named so and holds folders alone."""
     for below in classes:
         inside = ([] if below.pictures else [below]) + _with_pictures(below)
         if splits := [f for f in inside if _is_split_name(f.name)]:
@@ -560,8 +560,8 @@ def split_by_hash(paths, val_split, root):
     """Set a share of the paths aside, those whose name below `root` has the smallest hash: (the others, those)."""
     if len(paths) < 2:
         raise DataError(f"{Path(paths[0]).parent} holds one picture only: it cannot be split into train and val; add a "
-                        "second one, or put pictures to validate with into a folder val/ beside train/; or, if that is no class, "
-                        "move it away")
+                        "second one, or put pictures to validate with into a folder val/ beside train/; or, if that is no "
+                        "class, move it away")
     count = min(max(1, round(len(paths) * val_split)), len(paths) - 1)
     below = {path: os.fsencode(nfc(Path(os.path.relpath(path, root)).as_posix())) for path in paths}
     by_hash = sorted(paths, key=lambda path: hashlib.sha256(below[path]).digest())

@@ -188,8 +188,8 @@ def above_chance(history, options, noise):
 
 
 def nothing_learned(history, options):
-    """Validation is at chance, and so are both losses: cross-entropy at ln(classes), with soft labels and class weights,
-    too; of numbers, the training's has not fallen. Where one did fall, the reason is another, such as few pictures,
+    """Validation is at chance, and so are both losses: cross-entropy at ln(classes), with soft labels and class
+    weights, too; of numbers, the training's has not fallen. Where one did fall, the reason is another, such as few pictures,
     other pictures in the validation, or BatchNorm: nothing is said.
     """
     training, losses = ([row.get(name, math.nan) for row in history] for name in ("train_loss", "val_loss"))
