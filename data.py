@@ -98,7 +98,7 @@ def look_into(path, above=()):
         elif not is_folder and is_picture(name):
             pictures.append(inside)
         elif not is_folder:
-            others[Path(name).suffix.lower() or "without an extension"] += 1
+            others[_kind_of_file(inside)] += 1
         elif os.path.realpath(inside) not in above:
             folder = look_into(inside, above)
             if folder.is_run:
@@ -135,7 +135,16 @@ def _names_in(path):
 def _kind_of_name(name):
     """"by-product", "hidden" or None."""
     known = name.lower() in BY_PRODUCTS or name.lower().startswith(BY_PRODUCT_BEGINNINGS)
-    return "by-product" if known else "hidden" if name.startswith(".") else None
+    # .cat.jpg.icloud is all that is here of a cat.jpg that iCloud has not downloaded: counted like other files.
+    hidden = name.startswith(".") and not name.lower().endswith(".icloud")
+    return "by-product" if known else "hidden" if hidden else None
+
+
+def _kind_of_file(path):
+    """Of what is no picture: its extension, in words if there is none. (A dead link may have meant a whole class.)"""
+    if not os.path.exists(path):
+        return "dead link"
+    return Path(path).suffix.lower() or "without an extension"
 
 
 def _pictures_not_looked_into(path, name, is_folder):
@@ -150,6 +159,7 @@ def _pictures_not_looked_into(path, name, is_folder):
 def _is_run(name, names, pictures, folders, left_out):
     """Is the folder of this name, which holds all this, that of a run, or does it hold folders of runs alone?"""
     holds_folders, holds_runs = any(folder.total for folder in folders), any(kind == "run" for kind, _ in left_out)
+    # Someone may keep a best.pt among the pictures of a class: those have other names than the pictures of a run.
     if RUN_FILES & names.keys() and not holds_folders:
         return RUN_FILES <= names.keys() or RUN_PICTURES.issuperset(map(os.path.basename, pictures))
     if name == "runs" and not pictures:
@@ -225,23 +235,25 @@ def find_images(root, val_split=0.2, least=2):
     """
     root = Path(root)
     if not os.path.exists(root):
-        raise DataError(f"no such folder: {root}: say where the pictures are now, by --data NEWPLACE (old ones: "
-                        "--old-data)")
+        raise DataError(f"no such folder: {root}: see how it is spelled; if the pictures have moved, say where they "
+                        "are now: --data NEWPLACE (old ones: --old-data NEWPLACE)")
     if not os.path.isdir(root):
-        raise DataError(f"{root} is a file, not a folder")
+        raise DataError(f"{root} is a file, not a folder: give the folder that holds the class folders (unpack an "
+                        "archive first)")
     tree = look_into(root)
     if not tree.total:
         raise DataError(f"{root} holds no pictures{_instead(tree)}: put those of each class into a folder there, "
                         "unpacked, or give another folder")
     _refuse_too_high(tree, least, is_root=True)
+    _refuse_too_low(tree)
     chains, notes = _split_folders(tree)
     train = chains["train"][-1]
     _refuse_too_high(train, least, is_root=train is tree)
+    if 0 < len(inside := _with_pictures(train)) < least:
+        raise DataError(f"{train.path} holds one class only ('{inside[0].name}'): a classifier needs two folders of "
+                        "pictures or more, one for each class")
     found = {"train": _classes_in(train)}
     classes = list(found["train"])
-    if len(classes) < least:
-        raise DataError(f"{train.path} holds one class only ('{classes[0]}'): a classifier needs two folders or more, "
-                        "one for each class")
     for split in ("val", "test"):
         if split in chains and not (split == "test" and _without_labels(chains[split][-1], classes)):
             found[split] = _classes_in(chains[split][-1], classes, train)
@@ -266,23 +278,29 @@ def _split_folders(tree):
     """
     like_splits = [folder for folder in tree.folders if _splits_in(folder.name)]
     others = [folder for folder in _with_pictures(tree) if folder not in like_splits]
-    if not like_splits:
-        return {"train": [tree]}, []
-    if len(others) >= 2 and all(_splits_in(f.name) == {"train"} and not _with_pictures(f) for f in like_splits):
+    # bus/, car/ and train/ with pictures right in it are classes: two others make a data set without it.
+    trains = all(_splits_in(folder.name) == {"train"} and not _with_pictures(folder) for folder in like_splits)
+    if not like_splits or (trains and len(others) >= 2):
         return {"train": [tree]}, []
 
     named = {split: _best_named(split, tree.folders) for split in SPLITS}
     way_out = ("name the folders of the splits train, val and test; or, if all of them are classes, move them into one "
                f"folder train/, such as {os.path.join(tree.path, 'train', like_splits[0].name)}")
     if not named["train"]:
+        lower = [folder for folder in _tree(tree) if _holds_splits(folder)]
+        if len(lower) == 1:
+            way_out = f"type --data {shlex.quote(lower[0].path)}, which holds one; else {way_out}"
         raise DataError(f"{tree.path} holds {_listed(like_splits)} but no train/: {way_out}")
     for split, folders in named.items():
         if len(folders) > 1:
-            raise DataError(f"{tree.path} holds {_listed(folders)}, and one at most can be the split {split}: {way_out}")
+            raise DataError(f"{tree.path} holds {_listed(folders)}, and one at most can be the split {split}: "
+                            f"{way_out}")
     train = named["train"][0]
     rank, alone = _rank(train.name, "train"), not named["val"] and not named["test"]
-    unclear = [folder for folder in like_splits if len(_splits_in(folder.name)) > 1]
+    # Beside others, steam_train/ without a val/ or test/ may be a class, and so may train/ without folders in it.
     perhaps_a_class = others and (rank == 2 and alone or not _with_pictures(train))
+    # Beside train_val/, which may be either, nothing but a plain train/ is certain.
+    unclear = [folder for folder in like_splits if len(_splits_in(folder.name)) > 1]
     if perhaps_a_class or (rank and unclear):
         raise DataError(f"{tree.path} holds {train.name}/, perhaps the split train, beside "
                         f"{_listed(unclear + others)}: {way_out}")
@@ -334,7 +352,8 @@ def _refuse_too_high(folder, least=2, is_root=False):
     only = inside[0] if len(inside) == 1 else None
     while len(inside) == 1 and not _holds_splits(low):
         low, inside = inside[0], _with_pictures(inside[0])
-    if low is folder or not (len(inside) > 1 and not _splits_in(low.name) or _holds_splits(low)):
+    holds_classes = len(inside) > 1 and not _splits_in(low.name)
+    if low is folder or not (holds_classes or _holds_splits(low)):
         return
     way_out = f"type --data {shlex.quote(low.path)}" if is_root else f"move what {low.path} holds into {folder.path}"
     if least < 2:
@@ -342,6 +361,22 @@ def _refuse_too_high(folder, least=2, is_root=False):
             return
         way_out += f"; or, if '{only.name}' is a class, put its pictures right into {only.path}"
     raise DataError(f"{folder.path} holds {only.name}/ alone, and {_listed(inside)} lie further down: {way_out}")
+
+
+def _refuse_too_low(tree):
+    """Raise DataError if `tree` may be a single class: it holds pictures alone, and so do folders beside it."""
+    if _with_pictures(tree):
+        return
+    above, own_name = os.path.split(os.path.abspath(tree.path))
+    beside = []
+    with contextlib.suppress(DataError):  # what must not be looked into is nothing to hint at
+        for name, is_folder in _names_in(above).items():
+            if is_folder and name != own_name and not _kind_of_name(name):
+                beside += [name + "/"] if any(map(is_picture, _names_in(os.path.join(above, name)))) else []
+    if beside:
+        raise DataError(f"no class folders in {tree.path}, but {_count(len(tree.pictures))} right in it: if it is a "
+                        f"class itself, beside {_some(beside)}, type --data {shlex.quote(above)}; else put the "
+                        "pictures of each class into a folder named after it")
 
 
 def _without_labels(test, classes):
@@ -364,23 +399,48 @@ def _classes_in(folder, known=None, train=None):
     if twice := [name for name, count in Counter(f.name for f in inside).items() if count > 1]:
         raise DataError(f"{folder.path} holds two folders named {twice[0]}, once in Unicode's form NFC and once in "
                         "NFD: put the pictures of both into one")
-    if known and (strange := [f.name for f in inside if f.name not in known]):
+    if known:
+        _refuse_classes_that_train_lacks(folder, inside, known, train)
+    _refuse_splits_below(folder, inside)
+    if empty := [below for below in inside if not below.total]:
+        so_do = f", nor do {_listed(empty[1:])}" if empty[1:] else ""
+        raise DataError(f"class folder {empty[0].path} holds no pictures{_instead(empty[0])}{so_do}: put some there, "
+                        f"or take it out of {folder.path}")
+    _refuse_classes_in_a_class(folder, inside)
+    _refuse_shared_folders(folder, inside)
+    return {below.name: below for below in inside}
+
+
+def _refuse_classes_that_train_lacks(folder, classes, known, train):
+    """Raise DataError where the Folder of another split has a class that is not `known`."""
+    if strange := [below.name for below in classes if below.name not in known]:
         _refuse_too_high(folder)
-        alike = [name for name in known if name.strip().lower() == strange[0].strip().lower()]
+        alike = [name for name in known if _spelled_alike(name) == _spelled_alike(strange[0])]
+        remove = "take them out of" if len(strange) < len(classes) else "remove"
         is_it = f"; or is '{strange[0]}' the same as '{alike[0]}'? Then rename it" if alike else ""
         raise DataError(f"{folder.path} holds classes that {train.path} lacks: {_some(strange)}; put pictures of them "
-                        f"there, too, or take them out of {folder.name}/{is_it}")
-    for below in inside:
-        if not below.total:
-            raise DataError(f"class folder {below.path} holds no pictures{_instead(below)}: put some there, or take it "
-                            f"out of {folder.path}")
-        if splits := [f for f in ([] if below.pictures else [below]) + _with_pictures(below) if _is_split_name(f.name)]:
+                        f"there, too, or {remove} {folder.name}/{is_it}")
+
+
+def _refuse_splits_below(folder, classes):
+    """Raise DataError where a class holds a folder named like a split, or is named so and holds folders alone."""
+    for below in classes:
+        inside = ([] if below.pictures else [below]) + _with_pictures(below)
+        if splits := [f for f in inside if _is_split_name(f.name)]:
             holder = folder if below in splits else below
             raise DataError(f"{below.path} should be a class, and {splits[0].path} is named like a split: type --data "
                             f"{shlex.quote(holder.path)} if that holds the splits; else put the splits above the "
                             "classes, as in train/cat, or give that folder another name")
-    _refuse_shared_folders(folder, inside)
-    return {below.name: below for below in inside}
+
+
+def _refuse_classes_in_a_class(folder, classes):
+    """Raise DataError where a folder among the classes holds them once more, as archives that were packed twice do."""
+    names = {below.name for below in classes}
+    for below in classes:
+        if again := [f for f in _with_pictures(below) if f.name in names - {below.name}]:
+            raise DataError(f"{below.path} holds {_listed(again)} like {folder.path} itself: if these are copies, move "
+                            f"{below.path} away; if '{below.name}' is a class, put its pictures right into it; if "
+                            "they are more pictures of the same classes, put them into the folders of these")
 
 
 def _refuse_shared_folders(folder, classes):
@@ -392,7 +452,8 @@ def _refuse_shared_folders(folder, classes):
         raise DataError(f"the folders in {folder.path} ({_listed(classes)}) all hold pictures in {_some(shared)}: if "
                         "one of these holds the pictures to learn from and the others masks or thumbnails, move the "
                         "others away; if all do, put the pictures right into the class folders; if these are the "
-                        "classes or the splits, put the splits above the classes, as in train/cat")
+                        "classes, name the folders above them train, val and test; if these are the splits, put them "
+                        "above the classes, as in train/cat")
 
 
 # ---- finding: what is said about the folders
@@ -431,8 +492,8 @@ def _notes_on(tree, chains, found):
             notes.append(f"note: {chains[split][1].name}/ has no pictures of {_some(lacking)}: trained, but not scored")
     if named_so := [name for name in found["train"] if _splits_in(name)]:
         notes.append(f"note: read as classes, though named like splits: {_some(named_so)}")
-    if alike := [", ".join(names) for names in _by(str.lower, found["train"]) if len(names) > 1]:
-        notes.append(f"warning: classes whose names differ in capital letters alone: {_some(alike)}")
+    if alike := [", ".join(names) for names in _by(_spelled_alike, found["train"]) if len(names) > 1]:
+        notes.append(f"warning: classes whose names differ in capital letters, blanks, _ or - alone: {_some(alike)}")
     return notes + _notes_on_left_out(tree)
 
 
@@ -451,18 +512,18 @@ def _notes_on_left_out(tree):
             counts = _some([f"{place} ({count})" for place, count in places.items()])
             notes.append(f"note: {_count(places.total())} {words}: {counts}")
     if others:
-        notes.append(f"note: passed over what is no picture: {_kinds(others)}")
+        notes.append(f"note: passed over what is no picture: {kinds(others)}")
     return notes
 
 
 def _instead(folder):
     """What a folder without pictures holds, in words."""
     ignored = _ignored_in(folder)
-    return f" (but {_kinds(ignored)})" if ignored else " (it is empty)"
+    return f" (but {kinds(ignored)})" if ignored else " (it is empty)"
 
 
-def _kinds(ignored, most=8):
-    """A Counter by extension or place in words, most first."""
+def kinds(ignored, most=8):
+    """What `list_folder` has ignored, in words, most first."""
     words = [f"{count} {'in ' if kind.endswith(('/', '*')) else ''}{kind}" for kind, count in ignored.most_common()]
     rest = sum(count for _, count in ignored.most_common()[most:])
     return ", ".join(words[:most]) + (f" and {len(words) - most} more kinds ({rest} files)" if rest else "")
@@ -492,6 +553,11 @@ def _by(key, values):
     return list(groups.values())
 
 
+def _spelled_alike(name):
+    """The same for names that people take for one: Siamese_cat and "siamese cat "."""
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).strip().casefold())
+
+
 def _one_line(text):
     """The text in one line that any terminal can show: a name may hold any bytes."""
     return " ".join(text.splitlines()).encode("utf-8", "backslashreplace").decode()
@@ -504,7 +570,8 @@ def split_by_hash(paths, val_split, root):
     """Set a share of the paths aside, those whose name below `root` has the smallest hash: (the others, those)."""
     if len(paths) < 2:
         raise DataError(f"{Path(paths[0]).parent} holds one picture only: it cannot be split into train and val; add a "
-                        "second one, or put pictures to validate with into a folder val/ beside train/")
+                        "second one, or put pictures to validate with into a folder val/ beside train/; or, if that is no "
+                        "class, move it away")
     count = min(max(1, round(len(paths) * val_split)), len(paths) - 1)
     below = {path: os.fsencode(nfc(Path(os.path.relpath(path, root)).as_posix())) for path in paths}
     by_hash = sorted(paths, key=lambda path: hashlib.sha256(below[path]).digest())
@@ -566,6 +633,7 @@ def describe(images, most=20, hints=True):
     places = [place for found in images.splits.values() for place in found]
     same = same_files([path for path, _ in places])
     lines += _contradictions(same, images) + _named_after_others([path for path, _ in places])
+    lines += _versions_apart(images)
     return "\n".join(lines + pictures_to_know_of(images.splits, same))
 
 
@@ -593,6 +661,28 @@ def _named_after_others(paths):
                       "like any other, even in another split than that one; if they are masks, thumbnails or copies, "
                       "move them away")
             for more, pairs in found.items() if len(pairs) > 1]
+
+
+def _versions_apart(images):
+    """A line about versions of one picture in training and in another split. Tools that augment keep the name of the
+    original with its ending in that of each version: a_jpg.rf.123.jpg, cat_original_a.jpg_123.jpg.
+    """
+    endings = "|".join(re.escape(ending[1:]) for ending in EXTENSIONS)
+    of_original = re.compile(rf"(.+?)[._](?:{endings})[._-]", re.IGNORECASE)
+    trained, pairs = {}, {}
+    for split in images.splits:  # train comes first
+        for path, label in images.splits[split]:
+            if match := of_original.match(os.path.basename(path)):
+                original = match[1], label
+                if split == "train":
+                    trained[original] = path
+                elif original in trained:
+                    pairs.setdefault(original, _two(trained[original], path))
+    if not pairs:
+        return []
+    return [_one_line(f"warning: versions of {_count(len(pairs))} in training and in another split, by their names "
+                      f"({next(iter(pairs.values()))}): if they are made of one original, the scores are too good; "
+                      "keep them in one split, in a val/ of your own")]
 
 
 def _two(path, other):
@@ -695,7 +785,8 @@ def same_files(paths):
             return path  # like no other; decoding will name it
 
     def size_of(path):
-        return os.path.getsize(path) if os.path.exists(path) else path
+        size = os.path.getsize(path) if os.path.exists(path) else 0
+        return size or path  # nor is an empty file the same picture as another
 
     def start_of(path):
         return read(path, 4096)
@@ -1436,7 +1527,8 @@ def main(argv=None):
     parser.add_argument("--white", type=float, metavar="VALUE", help="as in the training scripts")
     args = parser.parse_args(argv)
     if not os.path.isdir(args.check):
-        parser.error(f"no such folder: {args.check}")
+        is_there = os.path.exists(args.check)
+        parser.error(f"{args.check} is a file, not a folder" if is_there else f"no such folder: {args.check}")
     try:
         tree = look_into(args.check)
     except DataError as error:
@@ -1455,7 +1547,7 @@ def main(argv=None):
     lines = [" ".join(f"cannot read {path} ({reason})".splitlines()) for path, reason in bad.items()]
     lines += hints_about(paths, args.white, resize="squash")
     ignored = _ignored_in(tree)
-    passed_over = f"; passed over: {_kinds(ignored)}" if ignored else ""
+    passed_over = f"; passed over: {kinds(ignored)}" if ignored else ""
     lines.append(f"{len(paths)} pictures, {len(bad)} that cannot be read{passed_over}")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name may hold any bytes

@@ -15,6 +15,7 @@ known is predicted and not scored. Any other mistake is one line on stderr and e
 More: docs/prediction.md
 """
 
+import difflib
 import glob
 import math
 import os
@@ -74,25 +75,44 @@ def list_pictures(arguments, classes):
     first folder below the given one is named after: given `test`, `test/cat/1.jpg` is a cat. Raises data.DataError.
     """
     place = {name: label for label, name in enumerate(classes)}
-    found, passed_over = {}, Counter()
+    found, passed_over, empty = {}, Counter(), []
     for argument in arguments:
         matches = [argument] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True))
         if not matches:
-            raise data.DataError(f"no such picture, folder or glob: {argument}")
+            raise data.DataError(f"no such picture, folder or glob: {argument}{perhaps(argument)}")
         for match in matches:
             given = match if os.path.isdir(match) else None  # a dangling link is a file: it is named when it is decoded
-            inside = data.list_folder(given, passed_over) if given else [match]
+            ignored = Counter()
+            inside = data.list_folder(given, ignored) if given else [match]
+            passed_over += ignored
             if not inside:
-                raise data.DataError(f"{match} holds no pictures")
+                empty.append(match + (f" (but {data.kinds(ignored)})" if ignored else " (it is empty)"))
             for path in inside:
                 between = Path(path).relative_to(given).parts[:-1] if given else ()
                 label = place.get(data.nfc(between[0]), -1) if between else -1
                 key = os.path.abspath(path)
                 if key not in found or found[key].label < 0 <= label:  # a folder says what a bare name does not
                     found[key] = Found(path, given, between, label)
+    if not found:
+        raise data.DataError(f"no pictures in {some(empty)}: give pictures, or a folder that holds some")
+    if empty:
+        say(f"note: no pictures in {some(empty)}")
     if passed_over:
-        say(f"note: passed over: {some(f'{n} {kind}' for kind, n in passed_over.most_common())}")
+        say(f"note: passed over: {data.kinds(passed_over)}")
     return list(found.values())
+
+
+def perhaps(argument):
+    """Words about what may have been meant by a name that there is not."""
+    cleaned = os.path.expanduser(argument.strip(" '\"").replace("\\", "/"))
+    folder, name = os.path.split(cleaned)
+    if os.path.exists(cleaned):
+        return f"; did you mean {cleaned}?"
+    if os.path.isdir(folder or "."):
+        there = {other.lower(): other for other in sorted(os.listdir(folder or "."))}
+        if close := difflib.get_close_matches(name.lower(), there, 1):
+            return f"; did you mean {os.path.join(folder, there[close[0]])}?"
+    return "" if os.path.isabs(cleaned) else f"; it was looked for from {os.getcwd()}"
 
 
 def what_is_not_scored(found, classes):

@@ -188,17 +188,18 @@ def above_chance(history, options, noise):
 
 
 def nothing_learned(history, options):
-    """Validation is at chance, and so is the training loss: cross-entropy at ln(classes), with soft labels and class
-    weights, too; of numbers, it has not fallen. Where it did fall, the reason is another one, such as few pictures,
+    """Validation is at chance, and so are both losses: cross-entropy at ln(classes), with soft labels and class
+    weights, too; of numbers, the training's has not fallen. Where one did fall, the reason is another, such as few pictures,
     other pictures in the validation, or BatchNorm: nothing is said.
     """
-    training, classes = [row.get("train_loss", math.nan) for row in history], options.get("classes") or 0
+    training, losses = ([row.get(name, math.nan) for row in history] for name in ("train_loss", "val_loss"))
+    classes = options.get("classes") or 0
     if "val_r2" in history[0]:
         at_chance, words = min(training) > 0.9 * training[0] > 0, "val_r2 stayed near 0, what a constant gets, or below"
     else:
         guessing = math.log(max(1, classes))
         comparable = options.get("loss") in (None, "cross-entropy") and options.get("class_weight_mean") != "plain"
-        at_chance = comparable and classes > 1 and min(training) > 0.95 * guessing
+        at_chance = comparable and classes > 1 and min(training + losses) > 0.95 * guessing
         words = f"train_loss stayed near {guessing:.2f}, that of guessing, or above"
     return f"nothing learned: {words}: try a lower --lr, or a higher one" if at_chance else ""
 

@@ -117,7 +117,7 @@ def wrong_folders(root, case):
 
 
 @pytest.mark.parametrize("case, words", [
-    ("missing", "no such folder: .*nowhere"), ("file", "is a file, not a folder"), ("no class folders", "no class folders in .*train"),
+    ("missing", "no such folder: .*nowhere"), ("file", "is a file, not a folder: give the folder"), ("no class folders", "no class folders in .*train"),
     ("empty class", "bird holds no pictures"), ("one class", r"one class only \('dog'\)"),
     ("different classes", "val holds classes that .*train lacks: wolf"), ("one picture", "one picture only"),
     ("misnamed splits", "holds Val/ but no train/: name"),
@@ -252,7 +252,20 @@ LAYOUTS = {
         ["note: passed over what is no picture: 2 .txt, 1 without an extension, 1 .csv, 1 .0y, 1 .10y, 1 .11y, 1 .1y, 1 .2y "
          "and 7 more kinds (7 files)"]),
     "capitals alone": (each(5, "Cat", "cat", "dog"), {"train": [4] * 3, "val": [1] * 3},
-                       ["warning: classes whose names differ in capital letters alone: Cat, cat"]),
+                       ["warning: classes whose names differ in capital letters, blanks, _ or - alone: Cat, cat"]),
+    "names that people take for one": (each(5, "my cat", "my_cat", "my-cat", "c", "c++", "1", "-1"), {"train": [4] * 7, "val": [1] * 7},
+                                       ["warning: classes whose names differ in capital letters, blanks, _ or - alone: my cat, my-cat, my_cat"]),
+    "files that are not there": (CLASSES + ["a/.x.jpg.icloud", "b/.y.JPG.icloud"], {"train": [4, 4], "val": [1, 1]},
+                                 ["note: passed over what is no picture: 2 .icloud"]),
+    "a class in itself": (each(5, "a/a", "b"), {"train": [4, 4], "val": [1, 1]},
+                          ["note: 5 pictures deeper than a class folder, used like the others in it: a/a/ (5)"]),
+    "versions of one original, kept together": (
+        [f"{split}/{name}/{split}_jpg.rf.{i}.jpg" for split in ("train", "val") for name in "ab" for i in range(3)],
+        {"train": [3, 3], "val": [3, 3]}, []),
+    "versions of one original": (
+        [f"{name}/{i}_jpg.rf.{version}.jpg" for name in "ab" for i in range(3) for version in range(5)]
+        + [f"c/c_original_{i}.png_{version}.JPEG" for i in range(3) for version in range(5)],
+        {"train": [12] * 3, "val": [3] * 3}, ["warning: versions of ..."]),
     "masks by name": (CLASSES + [f"a/{i}_mask.png" for i in range(4)] + ["a/4_mask_1.png"] + ["b/thumb-0.png", "b/thumb-1.png", "b/1 (2).png"],
                       {"train": [8, 6], "val": [2, 2]},
                       ["warning: 5 pictures named like another one and '_mask' (0_mask.png and 0.png): used ...",
@@ -307,10 +320,17 @@ def test_layouts_that_are_read(tmp_path, name):
     # classes
     (SPLIT + each(3, "val/wolf"), "{root}/val holds classes that {root}/train lacks: wolf; put pictures of them there"),
     (each(3, "train/a", "train/Dog", "val/dog "), "or is 'dog ' the same as 'Dog'. Then rename it"),
-    (SPLIT + each(3, "test/x", "test/y"), "{root}/test holds classes that {root}/train lacks: x, y"),
+    (SPLIT + each(3, "test/x", "test/y"), "{root}/test holds classes that {root}/train lacks: x, y; put .* too, or remove test/$"),
     (SPLIT[:2] + each(3, "val"), "no class folders in {root}/val, but 3 pictures right in it: .*, or remove val/"),
     (SPLIT[:2] + each(0, "val/a"), r"no class folders in {root}/val .it is empty.: .*, or remove val/"),
-    (each(1, "a") + each(3, "b"), "{root}/a holds one picture only: .*add a second one, or put .* into a folder val/"),
+    (each(1, "a") + each(3, "b"), "{root}/a holds one picture only: .*add a second one, or put .* into a folder val/ .* if that is no class, move it away$"),
+    (each(5, "a", "b", "set/a", "set/b"), "{root}/set holds a/, b/ like {root} itself: if these are copies, move {root}/set away; if 'set' is"),
+    (each(5, "train/a", "train/b", "train/all/b"), "{root}/train/all holds b/ like {root}/train itself"),
+    (each(5, "train/images") + ["train/labels/0.txt"], "{root}/train holds one class only .'images'.: a classifier needs two folders of pictures"),
+    (CLASSES + each(0, "c", "d", "e"), "class folder {root}/c holds no pictures .it is empty., nor do d/, e/: put"),
+    (["code/x.py"] + each(3, "data/train/a", "data/train/b", "docs"), "data/train is named like a split: type --data {root}/data if"),
+    (each(3, "set/set/train/a", "set/set/train/b", "test/test"), "holds test/ but no train/: type --data {root}/set/set, which holds one; else name"),
+    (each(3, "lernen/a", "lernen/b", "pruefen/a", "pruefen/b"), "if these are the classes, name the folders above them train, val and test; "),
     (CLASSES + each(0, "c"), "class folder {root}/c holds no pictures .it is empty.: put some there, or take it out"),
     (CLASSES + ["c/0.tar", "c/1.tar", "c/.x.png"], "c holds no pictures .but 2 .tar, 1 in .\\*.: put some there"),
     (each(3, f"caf{E_ACUTE}", f"caf{E_AND_ACCENT}"), f"two folders named caf{E_ACUTE}, once in Unicode's form NFC"),
@@ -334,8 +354,39 @@ def test_a_single_new_class_and_one_folder_too_high(tmp_path):
         data.find_images(tmp_path / "two", least=1)
 
 
+def test_versions_of_one_original_in_two_splits_are_counted(tmp_path):
+    lay_out(tmp_path, *(f"{split}/{name}/{i}.jpg_{split}.jpg" for split in ("train", "val") for name in "ab" for i in range(3)))
+    (tmp_path / "val/b/2.jpg_val.jpg").unlink()
+    *_, line = data.describe(data.find_images(tmp_path)).splitlines()
+    assert line.startswith("warning: versions of 5 pictures in training and in another split, by their names "
+                           "(train/a/0.jpg_train.jpg and val/a/0.jpg_val.jpg): if ")
+
+
+def test_a_link_that_leads_nowhere_may_have_been_a_class(tmp_path):
+    os.symlink(tmp_path / "an_unmounted_disk/c", lay_out(tmp_path, *CLASSES) / "c")
+    assert "note: passed over what is no picture: 1 dead link" in data.describe(data.find_images(tmp_path)).splitlines()
+
+
+def test_empty_files_are_not_the_same_picture(tmp_path):
+    lay_out(tmp_path, *SPLIT)
+    for place in ("train/a", "train/b", "val/a"):
+        (tmp_path / place / "empty.png").touch()
+    assert len(data.describe(data.find_images(tmp_path)).splitlines()) == 4
+
+
+def test_one_folder_too_low(tmp_path, monkeypatch):
+    lay_out(tmp_path, *each(2, "my set/a", "my set/b", "my set/.c", "my set/d/deeper", "alone/a"), "my set/e/x.txt")
+    words = r"no class folders in {}, but 2 pictures right in it: if it is a class itself, beside b/, type --data '{}/my set';"
+    for place in (tmp_path / "my set/a", "."):
+        with pytest.raises(data.DataError, match=words.format(place, tmp_path)):
+            data.find_images(place)
+        monkeypatch.chdir(tmp_path / "my set/a")
+    with pytest.raises(data.DataError, match="alone/a, but 2 pictures right in it: put the pictures of each"):
+        data.find_images(tmp_path / "alone/a")
+
+
 def test_where_pictures_have_moved_to(tmp_path):
-    with pytest.raises(data.DataError, match="no such folder: .*gone: say where the pictures are now, by --data NEWPLACE"):
+    with pytest.raises(data.DataError, match="no such folder: .*gone: .* where they are now: --data NEWPLACE"):
         data.find_images(tmp_path / "gone")
 
 
@@ -1377,9 +1428,9 @@ def test_workers_start_with_stop_signals_blocked(tmp_path, monkeypatch):
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-@pytest.mark.parametrize("folder, words", [("nowhere", "no such folder"), ("empty", "holds no pictures")])
+@pytest.mark.parametrize("folder, words", [("nowhere", "no such folder"), ("empty", "holds no pictures"), ("file", "is a file")])
 def test_check_of_a_folder_without_pictures(tmp_path, error_of, folder, words):
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty").mkdir(), (tmp_path / "file").touch()
     assert words in error_of(data.main, ["--check", str(tmp_path / folder)])
 
 

@@ -359,8 +359,8 @@ def test_the_first_command_of_the_readme_and_predict_as_commands(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cats_and_dogs", "runs", "x.csv"]
     missing = run("python train_classifier.py --data nowhere", OMP_DISPLAY_ENV="true")
     *openmp, error = missing.stderr.splitlines()
-    assert (missing.returncode, error) == (2, "error: no such folder: nowhere: say where the pictures are now, by --data "
-                                              "NEWPLACE (old ones: --old-data)")
+    assert (missing.returncode, error) == (2, "error: no such folder: nowhere: see how it is spelled; if the pictures have "
+                                              "moved, say where they are now: --data NEWPLACE (old ones: --old-data NEWPLACE)")
     if sys.platform == "linux":  # OpenMP says what it has read
         assert "  OMP_WAIT_POLICY = 'PASSIVE'" in openmp
 

@@ -323,9 +323,27 @@ def test_a_checkpoint_that_lacks_something(run, error_of, tmp_path, pictures):
     assert "lacks build" in error_of(predict.main, ["--checkpoint", str(tmp_path / "x.pt"), str(pictures)])
 
 
-def test_a_folder_without_pictures(run, error_of, tmp_path):
+def test_folders_without_pictures(run, unread, error_of, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert "holds no pictures" in error_of(predict.main, ["--checkpoint", str(run / "best.pt"), str(tmp_path / "empty")])
+    touch(tmp_path, "docs/a.pdf", "docs/.old/1.png", "some/1.png")
+    argv = ["--checkpoint", str(run / "best.pt"), str(tmp_path / "empty"), str(tmp_path / "docs")]
+    words = f"no pictures in {tmp_path}/empty (it is empty), {tmp_path}/docs (but 1 .pdf, 1 in .old/)"
+    assert f"{words}: give pictures" in error_of(predict.main, argv)
+    assert call(*argv, tmp_path / "some") == 0
+    assert capsys.readouterr().err.splitlines() == [f"note: {words}", "note: passed over: 1 .pdf, 1 in .old/"]
+
+
+@pytest.mark.parametrize("argument, words", [
+    ("f\\cat.png", "did you mean f/cat.png?"), ("'f/cat.png'", "did you mean f/cat.png?"), ("f/cat.png ", "did you mean f/cat.png?"),
+    ("f/cat.PNG", "did you mean f/cat.png?"), ("f/cat", "did you mean f/cat.png?"), ("f/cta.png", "did you mean f/cat.png?"),
+    ("~/f", "did you mean {0}/f?"), ("f\\", "did you mean f/?"), ("f/*.gif", "it was looked for from {0}"), ("g/cat.png", "it was looked for from {0}"),
+    ("", "it was looked for from {0}"), ("/no/x.png", "no such picture, folder or glob: /no/x.png"),
+])
+def test_what_may_have_been_meant(run, error_of, tmp_path, monkeypatch, argument, words):
+    touch(tmp_path, "f/cat.png", "f/dog.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert error_of(predict.main, ["--checkpoint", str(run / "best.pt"), argument]).strip().endswith(words.format(tmp_path))
 
 
 def test_bad_checkpoints(error_of, tmp_path, pictures):

@@ -552,6 +552,7 @@ TWO, FEW, MANY = {"classes": 2}, {"classes": 2, "pictures": "train 80, val 20, n
     ("nothing learned: train_loss stayed near 2.30", [2.4, 2.31, 2.3, 2.29], [2.3] * 4, [0.1, 0.12, 0.1, 0.1], {"classes": 10}),
     ("nothing learned", CHANCE, FLAT, [0.5, 0.6, 0.55, 0.5, 0.65], FEW),  # on 20 pictures that is chance
     ("", CHANCE, FLAT, [0.5, 0.6, 0.55, 0.5, 0.65], MANY | TWO),  # on 10000 it is not
+    ("", [6.9, 6.8, 6.7, 6.6], [6.9, 6.7, 6.4, 6.2], [0, 0.02, 0.06, 0.06], FEW | {"classes": 1000}),  # slowly, of many
     ("", CHANCE, FLAT, HALF, {}),  # chance is not known
     ("", [0.9, 0.7, 0.65, 0.6, 0.55], FLAT, HALF, TWO),  # training has begun
     ("", CHANCE, FLAT, HALF, TWO | {"loss": "focal"}),  # its chance is another

@@ -340,7 +340,7 @@ def test_pictures_that_have_moved(train, error_of, tmp_path):
     run = train(data=root)
     root.rename(tmp_path / "moved")
     resume = ["--resume", str(run / "last.pt"), "--epochs", "2"]
-    assert f"no such folder: {root}: say where the pictures are now" in error_of(train_classifier.main, resume)
+    assert f"no such folder: {root}: see how it is spelled; if the pictures have moved, say where" in error_of(train_classifier.main, resume)
     train_classifier.main([*resume, "--data", str(tmp_path / "moved")])
     assert len(history(run)) == 2
 
