@@ -153,7 +153,8 @@ SIGNATURES = (
 # them, of networks their state_dict; of another object, such as fastai's Learner, what its attributes hold.
 # Without $, ", ` and !, every shell leaves it as it is.
 _CONVERT = ("import sys, torch; kinds = dict, list, tuple, torch.Tensor, torch.nn.Module; "
-            "f = lambda x: x if isinstance(x, torch.Tensor) else f(x.state_dict()) if isinstance(x, torch.nn.Module) else "
+            "f = lambda x: x if isinstance(x, torch.Tensor) else "
+            "f(x.state_dict()) if isinstance(x, torch.nn.Module) else "
             "{k: f(v) for k, v in x.items() if isinstance(v, kinds)} if isinstance(x, dict) else "
             "f(dict(enumerate(x))) if isinstance(x, (list, tuple)) else f(vars(x)); "
             "torch.save(f(torch.load(sys.argv[1], map_location='cpu', weights_only=False)), open('weights.pt', 'xb'))")

@@ -273,8 +273,8 @@ def _split_quoted(lines, place, delimiter, file):
 
 
 def _clean_name(name):
-    """The name of a column, as it is compared: letters with accents in one form, on one line."""
-    return unicodedata.normalize("NFC", " ".join(name.strip("\ufeff").splitlines()).strip())
+    """The name of a column, as it is compared: letters with accents in one form, words with one plain blank between."""
+    return unicodedata.normalize("NFC", " ".join(name.strip("\ufeff").split()))
 
 
 def _count(number, word):
@@ -431,8 +431,8 @@ def read_splits(sheet):
         for column in sheet.columns:
             texts = {row[column].strip().lower() for _, row in sheet.rows}
             if len(texts) > 1 and texts <= SPLITS.keys():
-                sheet.notes.append(f"hint: {sheet.file}: the column '{column}' holds {' and '.join(sorted(texts))}, and "
-                                   "is not used: to split by it, rename it to split")
+                sheet.notes.append(f"hint: {sheet.file}: the column '{column}' holds {' and '.join(sorted(texts))}, "
+                                   "and is not used: to split by it, rename it to split")
         return [None] * len(sheet.rows)
     if len(named) > 1:
         raise TableError(f"{sheet.file} has the columns {' and '.join(named)}: rename one")

@@ -313,6 +313,7 @@ def test_rows_that_may_lack_their_number(tmp_path):
     (["area", "price", "EUR", "age"], ["price, EUR", "area", "age"], ["area", "price, EUR", "age"]),
     (["price, EUR"], ["price, EUR", "price"], ["price, EUR"]), (["a", "b", "c"], ["a,b", "a,b,c"], ["a,b,c"]),
     (["Gro\u0308ße"], ["Größe"], ["Größe"]), (["Größe"], ["Gro\u0308ße"], ["Größe"]), (["cost"], ["price"], ["cost"]),
+    (["price EUR"], ["price\u00a0EUR"], ["price EUR"]), (["price  EUR"], ["price EUR"], ["price EUR"]),
 ])
 def test_a_target_may_hold_a_comma(tmp_path, typed, columns, expected):
     (tmp_path / "x.csv").write_text(",".join(f'"{column}"' for column in columns) + "\n" + ",".join("1" for _ in columns) + "\n", encoding="utf-8")
