@@ -329,7 +329,7 @@ def test_a_target_may_hold_a_comma(tmp_path, typed, columns, expected):
     (["im/0.png"], "C:\\Users\\me\\im\\0.png", 0), (["im/0.png", "0.png"], "/content/drive/im/0.png", 0), (["0.png"], "/home/me/x/0.png", 0),
     (["im/0.png"], "project/x/im/0.png", 0), (["0.png"], "houses/0.png", 0), (["im/0.png"], "https://a.b/c/im/0.png", 0),
     (["im/a b.png"], "im/a%20b.png", 0), (["im/a%20b.png", "im/a b.png"], "im/a%20b.png", None),
-    (["im/a b.png"], "https://a.b/c/im/a%20b.png?size=80", 0), (["im/0.png"], "s3://bucket/c/im/0.png", 0), (["0.png"], "100%25", "no such picture"),
+    (["im/a b.png"], "https://a.b/c/im/a%20b.png?size=80", 0), (["0.png"], "s3://bucket/c/0.png", 0), (["0.png"], "100%25", "no such picture"),
     (["im/0007.png"], "im/7", "did you mean im/0007.png"),
     (["im/0.png"], "0.png", 0), (["im/0.png", "masks/1.png"], "0", 0), (["../im/0.png"], "im/0.png", 0),
     (["im/0.png", "im/0.jpg"], "im/0", "line 2: 'im/0' may be .*im/0.jpg or .*im/0.png: write the one"),
