@@ -150,10 +150,13 @@ SIGNATURES = (
 
 
 # What rewrites a file that can run code, typed by someone who trusts it. It keeps the tensors and the keys that lead to
-# them, of networks their state_dict. Without $, ", ` and !, every shell leaves it as it is.
-_CONVERT = ("import sys, torch; kinds = dict, torch.Tensor, torch.nn.Module; "
-            "f = lambda x: f(x.state_dict()) if isinstance(x, torch.nn.Module) else "
-            "{k: f(v) for k, v in x.items() if isinstance(v, kinds)} if isinstance(x, dict) else x; "
+# them, of networks their state_dict; of another object, such as fastai's Learner, what its attributes hold.
+# Without $, ", ` and !, every shell leaves it as it is.
+_CONVERT = ("import sys, torch; kinds = dict, list, tuple, torch.Tensor, torch.nn.Module; "
+            "f = lambda x: x if isinstance(x, torch.Tensor) else "
+            "f(x.state_dict()) if isinstance(x, torch.nn.Module) else "
+            "{k: f(v) for k, v in x.items() if isinstance(v, kinds)} if isinstance(x, dict) else "
+            "f(dict(enumerate(x))) if isinstance(x, (list, tuple)) else f(vars(x)); "
             "torch.save(f(torch.load(sys.argv[1], map_location='cpu', weights_only=False)), open('weights.pt', 'xb'))")
 _CONVERT_SCRIPT = ("import sys, torch; "
                    "torch.save(torch.jit.load(sys.argv[1], map_location='cpu').state_dict(), open('weights.pt', 'xb'))")
@@ -293,7 +296,9 @@ def choose_weights(holder, file, key=""):
     if key:
         under = [(path, f"{rest}.") for path, held in found.items() for rest in {key, key.removeprefix(f"{path}.")}
                  if any(str(name).startswith(f"{rest}.") for name in held)]
-        chosen = ([(path, "") for path in found if path == key]
+        # Names within a dict may begin like its own key, and load_weights lists such beginnings.
+        chosen = ([(path, start) for path, start in under if path == key]
+                  or [(path, "") for path in found if path == key]
                   or [(path, "") for path in found if path.startswith(f"{key}.")] or under)
     if not chosen:
         names = list(next(iter(found.values())))
@@ -627,7 +632,7 @@ def _match_names(model, state_dict, body):
 
 
 # How the names of heads begin that other programs put behind a network.
-_HEADS = ("fc", "head", "classifier", "linear", "last_linear", "logits", "output", "proj", "pred", "queue")
+_HEADS = ("fc", "head", "classifier", "linear", "last_linear", "logits", "output", "proj", "pred", "proto", "queue")
 
 
 def _is_beside(name, value, own):

@@ -26,6 +26,7 @@ import unicodedata
 import zipfile
 from collections import Counter, defaultdict, namedtuple
 from pathlib import Path
+from urllib.parse import unquote
 
 import torch
 
@@ -104,9 +105,10 @@ def _refuse_misfit(cells, header, where, header_line):
     if len(cells) == len(header):
         return
     if len(cells) < len(header):
-        way_out = "every row needs as many, empty ones too"
+        quoted = len(cells) == 1 and any(mark in cells[0] for mark in DELIMITERS)
+        way_out = "take away the quotes around the line" if quoted else "every row needs as many, empty ones too"
     elif any(cell.strip() for cell in cells[len(header) :]):
-        way_out = "a number such as 1,234 needs quotes, or no comma"
+        way_out = "a number such as 1,234 needs quotes, or no comma; a column of row numbers needs a name in the header"
     else:
         way_out = "take away what ends the row"
     raise TableError(f"{where}: {_count(len(cells), 'cell')}, and the header (line {header_line}) has {len(header)}: "
@@ -118,9 +120,10 @@ def _decode(file):
     try:
         raw = Path(file).read_bytes()
     except OSError as error:
-        others = sorted(path.name for path in Path(file).parent.glob("*.[ct]sv") if path != Path(file))
+        beside = (path.name for path in Path(file).parent.glob("*.[ct]sv") if path != Path(file))
+        others = sorted(difflib.get_close_matches(Path(file).name, sorted(beside), 3, 0))
         raise TableError(f"cannot read the labels {file} ({error.strerror})"
-                         + (f": beside it there is {', '.join(others[:3])}" if others else "")) from error
+                         + (f": beside it there is {', '.join(others)}" if others else "")) from error
     for start, kind in KINDS.items():
         if raw.startswith(start):
             raise TableError(f"{file} is {kind or _kind_of_zip(file)}: {SAVE_AS_CSV}")
@@ -270,8 +273,8 @@ def _split_quoted(lines, place, delimiter, file):
 
 
 def _clean_name(name):
-    """The name of a column, as it is compared: letters with accents in one form, on one line."""
-    return unicodedata.normalize("NFC", " ".join(name.strip("\ufeff").splitlines()).strip())
+    """The name of a column, as it is compared: letters with accents in one form, words with one plain blank between."""
+    return unicodedata.normalize("NFC", " ".join(name.strip("\ufeff").split()))
 
 
 def _count(number, word):
@@ -313,9 +316,27 @@ def require_columns(sheet, names):
         return
     like = {re.sub(r"[\s_-]", "", column).casefold(): column for column in sheet.columns}
     close = difflib.get_close_matches(re.sub(r"[\s_-]", "", missing[0]).casefold(), like, 1)
-    meant = f"; did you mean '{like[close[0]]}'?" if close else ""
+    meant = like[close[0]] if close else None
+    if missing[0] == "file":
+        meant = _column_of_pictures(sheet) or meant
+    words = f"; did you mean '{meant}'?" if meant else ""
+    # What --target names can be typed otherwise, `file` cannot.
+    if missing[0] == "file":
+        words += " rename that column to file" if meant else "; name the column of the pictures file"
+    if len(sheet.columns) == 1:
+        words = f", and no other: columns are separated by {', '.join(DELIMITERS.values())}"
     raise TableError(f"{sheet.file} has no column {', '.join(map(repr, missing))}: there are {', '.join(sheet.columns)}"
-                     f"{meant}{_no_header(sheet.columns, sheet.file)}{_encoding(sheet)}")
+                     f"{_no_header(sheet.columns, sheet.file) or words}{_encoding(sheet)}")
+
+
+def _column_of_pictures(sheet):
+    """The column of which the first cells lead to files, best as they are written; or None."""
+    folder, listed, rows = str(Path(sheet.file).parent), {}, [row for _, row in sheet.rows[:3]]
+    for leads in (lambda text: os.path.isfile(os.path.join(folder, text)), lambda text: _similar(text, folder, listed)):
+        for column in sheet.columns:
+            if all(leads(row[column]) for row in rows):
+                return column
+    return None
 
 
 def _encoding(sheet):
@@ -379,9 +400,9 @@ def _refuse_doubtful_marks(found, column, sheet):
         sheet.notes.append(f"note: {where}: {column} has decimal commas: '{text}' is {text.replace(',', '.')}")
     elif commas:
         raise TableError(f"{two_meanings(*commas[0])}: {WITH_POINTS}")
-    # A table with other delimiters may come from where a point separates thousands.
-    elif points and not certain and sheet.delimiter != ",":
-        if len(points) < len(found):  # as with 950 beside 1.234
+    # A table with other delimiters may come from where a point separates thousands; one with commas less often.
+    elif points and not certain:
+        if sheet.delimiter != "," and len(points) < len(found):  # as with 950 beside 1.234
             raise TableError(f"{two_meanings(*points[0])}: {WITH_POINTS}")
         where, text = points[0]
         sheet.notes.append(f"note: {where}: {column} is read with decimal points: '{text}' is not "
@@ -407,6 +428,11 @@ def read_splits(sheet):
     """train, val or test for each row, from the column `split`; None for each where there is no such column."""
     named = [column for column in sheet.columns if column.casefold() == "split"]
     if not named:
+        for column in sheet.columns:
+            texts = {row[column].strip().lower() for _, row in sheet.rows}
+            if len(texts) > 1 and texts <= SPLITS.keys():
+                sheet.notes.append(f"hint: {sheet.file}: the column '{column}' holds {' and '.join(sorted(texts))}, "
+                                   "and is not used: to split by it, rename it to split")
         return [None] * len(sheet.rows)
     if len(named) > 1:
         raise TableError(f"{sheet.file} has the columns {' and '.join(named)}: rename one")
@@ -423,7 +449,8 @@ def read_splits(sheet):
 def find_pictures(sheet, column="file"):
     """The path of the file that each row names, a list; names are relative to the CSV's folder. Where there is no such
     file, the one is taken that differs in upper and lower case, in how accents are stored, in backslashes, in blanks
-    or quotes around it, by a missing ending, or by the folders before it. Raises TableError if none or several do.
+    or quotes around it, in blanks as %20, by a missing ending, or by the folders before it. Raises TableError if none
+    or several do.
 
     Adds to the notes what was found so, and which pictures beside those named stand in no row.
     """
@@ -520,7 +547,7 @@ def _similar(text, folder, listed):
     """The files that a cell of the table may mean, the likeliest kind of them alone."""
     if not (parts := _parts(text)):
         return []
-    absolute = re.match(r"[\s'\"]*([a-z]+:|/|\\|~)", text, re.IGNORECASE)
+    absolute = re.match(r"[\s'\"]*([a-z][a-z\d]*:|/|\\|~)", text, re.IGNORECASE)
     if absolute and os.path.isfile(path := "/" + "/".join(parts)):
         return [path]
     if found := _below(folder, parts, listed):
@@ -535,8 +562,12 @@ def _similar(text, folder, listed):
         if (absolute or here or i < len(parts) - 1) and (found := _below(folder, parts[i:], listed)):
             return found
     # Without the folder that the pictures lie in.
-    return [path for name in _homes(folder, listed).get(_key(parts[0]), ())
-            for path in _below(os.path.join(folder, name), parts, listed)]
+    if found := [path for name in _homes(folder, listed).get(_key(parts[0]), ())
+                 for path in _below(os.path.join(folder, name), parts, listed)]:
+        return found
+    # As in the address of a web page: %20 is a blank, and ?size=80 belongs to no name.
+    plain = unquote(text.partition("?")[0] if "://" in text else text)
+    return _similar(plain, folder, listed) if plain != text else []
 
 
 def _homes(folder, listed):
@@ -558,7 +589,10 @@ def _closest(text, folder, listed):
     while parts[depth] in _names(os.path.join(folder, *parts[:depth]), listed)[2] and depth < len(parts) - 1:
         depth += 1
     _, stems, _ = _names(os.path.join(folder, *parts[:depth]), listed)
-    if close := difflib.get_close_matches(os.path.splitext(_key(parts[depth]))[0], stems, 1, 0.7):
+    stem = os.path.splitext(_key(parts[depth]))[0]
+    # Excel turns 0007 to 7.
+    padded = [other for other in stems if other.lstrip("0") == stem.lstrip("0")]
+    if close := padded or difflib.get_close_matches(stem, stems, 1, 0.7):
         return os.path.join(*parts[:depth], stems[close[0]][0], *parts[depth + 1 :])
     # Of the same name in another folder.
     homes = _homes(folder, listed).get(_key(parts[-1]))

@@ -216,7 +216,8 @@ def test_the_line_that_converts_a_file_with_objects(tmp_path, monkeypatch, weigh
     file = tmp_path / "it's $HOME `x`.pt"
     monkeypatch.chdir(tmp_path)
     for holder, source in ((net, ""), ({"model": net, "args": argparse.Namespace(lr=1)}, "::model"),
-                           ({"run": {"net": plain, "acc": argparse.Namespace(best=0.5)}, "log": [print]}, "::run.net")):
+                           ({"run": {"net": plain, "acc": argparse.Namespace(best=0.5)}, "log": [print]}, "::run.net"),
+                           ([3, net], "::1"), ((net, {"lr": 1}), "::0"), (argparse.Namespace(model=net, lr=1), "::model")):
         torch.save(holder, file)
         with pytest.raises(ModelError) as error:
             models.load_pretrained(str(file), MODEL)
@@ -275,6 +276,10 @@ def test_of_several_dicts_a_key_chooses(tmp_path):
     for key, expected in (("model", STATE), ("ema", other), ("ema.module", other), ("both.module.k", other), ("module.q", STATE)):
         pretrained = models.load_pretrained(f"{file}::{key}", MODEL)
         assert pretrained["source"] == f"{file}::{key}" and not changed(expected, pretrained["state_dict"])
+    inner = {f"{which}.{k}": v for which, held in (("model", STATE), ("ema", other)) for k, v in held.items()}
+    torch.save({"model": inner, "optimizer": {}}, tmp_path / "inner.pt")  # "several networks that fit, model, ema"
+    for key, expected in (("model", STATE), ("ema", other), ("model.model", STATE), ("model.ema", other)):
+        assert not changed(expected, models.load_pretrained(f"{tmp_path / 'inner.pt'}::{key}", MODEL)["state_dict"])
     with pytest.raises(ModelError, match=r"no weights under 'q': there are model .*, with names such as conv.weight and conv.bias"):
         models.load_pretrained(f"{file}::q", MODEL)
     file.rename(tmp_path / "a::b.pt")  # a name that exists is a name
@@ -347,6 +352,8 @@ def test_counts_and_heads_under_other_names_are_left_out(weights):
     net, said = load(other, num_classes=7)
     assert said == ("head fc is not in the file, it starts at random weights; left out: last_linear.weight, last_linear.bias")
     assert changed(state_dict, net.state_dict()) == {"fc.weight", "fc.bias"}
+    swav = {k: v for k, v in state_dict.items() if not k.startswith("fc.")} | {"prototypes.weight": torch.ones(3, 2)}
+    assert load(swav, num_classes=7)[1].endswith("left out: prototypes.weight")
 
 
 def test_several_networks_under_one_another(weights):

@@ -95,9 +95,19 @@ def test_tables_that_cannot_be_used(tmp_path, change, words):
     assert "\n" not in str(error.value)
 
 
+def test_lines_wholly_in_quotes_and_rows_with_numbers_of_their_own(tmp_path):
+    for text, words in (('file,price\n"images/0.png,1"\n', "line 2: 1 cell, .*: take away the quotes around the line"),
+                        ("file,price\n1,images/0.png,1\n", "line 2: 3 cells, .*a column of row numbers needs a name in the header")):
+        with pytest.raises(TableError, match=words):
+            tables.read_csv(write(tmp_path, text))
+
+
 def test_a_forgotten_name_of_the_table(tmp_path):
     pictures(tmp_path, "prices.csv", "a.tsv", "notes.txt")
     with pytest.raises(TableError, match="cannot read the labels .*labels.csv .No such .*: beside it there is a.tsv, prices.csv$"):
+        tables.read_csv(tmp_path / "labels.csv")
+    pictures(tmp_path, "b.csv", "c.csv", "labels_2.csv")  # the closest are shown
+    with pytest.raises(TableError, match="beside it there is .*labels_2.csv"):
         tables.read_csv(tmp_path / "labels.csv")
 
 
@@ -253,7 +263,7 @@ def numbers_of(tmp_path, *cells, delimiter=",", may_lack=None):
 @pytest.mark.parametrize("cells, expected, said", [
     (["1", "-2.50", "+.5", "5.", "1e3", "1E-2", " 7 ", "0.1", "123456789.123456789", "\u00a08"],
      [1, -2.5, 0.5, 5, 1000, 0.01, 7, 0.1, 123456789.123456789, 8], NO_NOTE),
-    (["1.234", "2.5"], [1.234, 2.5], NO_NOTE), (["1.234", "200"], [1.234, 200], NO_NOTE),
+    (["1.234", "2.5"], [1.234, 2.5], NO_NOTE), (["1.234", "200"], [1.234, 200], ["line 2: price is read with decimal points"]),
     (["1,5", "-2,25", "3", "1,234"], [1.5, -2.25, 3, 1.234], ["line 2: price has decimal commas: '1,5' is 1.5"]),
     (["1,234", "0,125"], [1.234, 0.125], ["line 3: price has decimal commas: '0,125' is 0.125"]),
     (["1234,567", ",5"], [1234.567, 0.5], ["decimal commas"]),
@@ -264,10 +274,10 @@ def test_numbers_are_those_that_python_reads(tmp_path, cells, expected, said):
 
 
 def test_a_point_that_may_separate_thousands_is_said(tmp_path):
-    for delimiter, said in ((",", 0), (";", 1)):
+    for delimiter in (",", ";"):  # Google Sheets in German writes 1.234 between commas
         numbers, notes = numbers_of(tmp_path, "1.234", "9.500", delimiter=delimiter)
-        assert numbers == [1.234, 9.5] and len(notes) == said
-    assert "line 2: price is read with decimal points: '1.234' is not 1234" in notes[0]
+        assert numbers == [1.234, 9.5] and len(notes) == 1
+        assert "line 2: price is read with decimal points: '1.234' is not 1234" in notes[0]
     with pytest.raises(TableError, match="line 3: price is '1.234', which may mean 1.234 or 1234: write all with a decimal point"):
         numbers_of(tmp_path, "950", "1.234", delimiter=";")
     assert numbers_of(tmp_path, "950", "1.234", "1.5", delimiter=";") == ([950, 1.234, 1.5], [])
@@ -303,6 +313,7 @@ def test_rows_that_may_lack_their_number(tmp_path):
     (["area", "price", "EUR", "age"], ["price, EUR", "area", "age"], ["area", "price, EUR", "age"]),
     (["price, EUR"], ["price, EUR", "price"], ["price, EUR"]), (["a", "b", "c"], ["a,b", "a,b,c"], ["a,b,c"]),
     (["Gro\u0308ße"], ["Größe"], ["Größe"]), (["Größe"], ["Gro\u0308ße"], ["Größe"]), (["cost"], ["price"], ["cost"]),
+    (["price EUR"], ["price\u00a0EUR"], ["price EUR"]), (["price  EUR"], ["price EUR"], ["price EUR"]),
 ])
 def test_a_target_may_hold_a_comma(tmp_path, typed, columns, expected):
     (tmp_path / "x.csv").write_text(",".join(f'"{column}"' for column in columns) + "\n" + ",".join("1" for _ in columns) + "\n", encoding="utf-8")
@@ -317,6 +328,9 @@ def test_a_target_may_hold_a_comma(tmp_path, typed, columns, expected):
     (["im/ä.png"], "im/a\u0308.png", 0), (["im/a\u0308.png"], "im/Ä.PNG", 0), (["a.png", "b.png"], "A.png", 0),
     (["im/0.png"], "C:\\Users\\me\\im\\0.png", 0), (["im/0.png", "0.png"], "/content/drive/im/0.png", 0), (["0.png"], "/home/me/x/0.png", 0),
     (["im/0.png"], "project/x/im/0.png", 0), (["0.png"], "houses/0.png", 0), (["im/0.png"], "https://a.b/c/im/0.png", 0),
+    (["im/a b.png"], "im/a%20b.png", 0), (["im/a%20b.png", "im/a b.png"], "im/a%20b.png", None),
+    (["im/a b.png"], "https://a.b/c/im/a%20b.png?size=80", 0), (["0.png"], "s3://bucket/c/0.png", 0), (["0.png"], "100%25", "no such picture"),
+    (["im/0007.png"], "im/7", "did you mean im/0007.png"),
     (["im/0.png"], "0.png", 0), (["im/0.png", "masks/1.png"], "0", 0), (["../im/0.png"], "im/0.png", 0),
     (["im/0.png", "im/0.jpg"], "im/0", "line 2: 'im/0' may be .*im/0.jpg or .*im/0.png: write the one"),
     (["im/0.png", "masks/0.png"], "0.png", "'0.png' may be .*im/0.png or .*masks/0.png"),
@@ -347,6 +361,29 @@ def test_the_picture_that_a_cell_means(tmp_path, there, text, meant):
     else:
         assert [os.path.realpath(path) for path in paths] == [os.path.realpath(root / there[meant])]
         assert len(notes) == 1 and notes[0].endswith(f"(line 2) is {os.path.normpath(there[meant])}")
+
+
+@pytest.mark.parametrize("header, row, words", [
+    ("image,price", "im/{}.png,1", "has no column 'file': there are image, price; did you mean 'image'\\? rename that column to file$"),
+    (",Bild,price", "{},im/{}.png,1", "there are Bild, price; did you mean 'Bild'\\? rename"), ("id,price", "{},1", "did you mean 'id'"),
+    ("n,filename,price", "{},im/{}.png,1", "did you mean 'filename'"), ("x,price", "a{},0.5", "there are x, price; name the column of the pictures file$"),
+    ("file price", "im/{}.png 1", "there are file price, and no other: columns are separated by commas, semicolons, tabs"),
+    ("im/9.png,9", "im/{}.png,1", r"there are im/9.png, 9 \(the first line that is no comment"),
+])
+def test_the_column_to_be_named_file(tmp_path, header, row, words):
+    pictures(tmp_path, *(f"im/{i}.png" for i in (1, 2, 9)))
+    (tmp_path / "x.csv").write_text("\n".join([header, *(row.format(i, i) for i in (1, 2))]), encoding="utf-8")
+    with pytest.raises(TableError, match=words):
+        tables.read_rows(tmp_path / "x.csv", ["price"] if "price" in header else [])
+
+
+def test_splits_under_another_name_are_said(tmp_path):
+    for name, cells, said in (("subset", ("train", "Test"), 1), ("subset", ("train", "train"), 0), ("subset", ("train", "a"), 0), ("Split ", ("train", "test"), 0)):
+        (tmp_path / "x.csv").write_text(f"file,{name}\n1,{cells[0]}\n2,{cells[1]}\n", encoding="utf-8")
+        sheet = tables.read_csv(tmp_path / "x.csv")
+        found = tables.read_splits(sheet)
+        assert len(sheet.notes) == said and found == ([None, None] if name == "subset" else ["train", "test"])
+        assert not said or "the column 'subset' holds test and train, and is not used: to split by it, rename it to split" in sheet.notes[0]
 
 
 def test_an_absolute_path_with_blanks_or_quotes_around_it(tmp_path):
