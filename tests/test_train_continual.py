@@ -264,7 +264,7 @@ def test_old_pictures_of_which_none_can_be_read(go_on, pictures, tmp_path, error
 
 def test_of_equal_scores_the_lowest_val_loss_is_the_best_and_no_gain(go_on, monkeypatch):
     monkeypatch.setattr(metrics, "class_scores", lambda *_: {"accuracy": 0.5})
-    run = go_on(epochs=4, lr=0.01)
+    run = go_on(epochs=4, lr=0.0003)
     losses_of_epochs, last = [float(row["val_loss"]) for row in history(run)], read(run / "last.pt")
     assert last["best_epoch"] == losses_of_epochs.index(min(losses_of_epochs)) > 0 and last["epochs_without_gain"] == 3
     assert read(run / "best.pt")["epoch"] == last["best_epoch"] + 1
