@@ -3,7 +3,6 @@
     python benchmarks/strategies.py --data ./cats_and_dogs --weights resnet18-cifar8-64px.pth --image-size 64
     python benchmarks/strategies.py ... --rows default "--augment strong" "--mixup 0.2"     # any other comparison
     python benchmarks/strategies.py --data ./houses --target price --log-target ...         # of train_regressor.py
-    python benchmarks/strategies.py ... --model resnet50 --names "head only,everything"     # two of the four
 
 Runs the training script as a user would, once per strategy and seed, with its default settings, interleaved (all
 strategies for seed 0, then for seed 1, ...). The score is that of best.pt on the test split, read from
@@ -33,8 +32,8 @@ import metrics  # noqa: E402
 STRATEGIES = {
     "from scratch": "--weights none",
     "head only": "--weights {weights} --freeze backbone",
-    "gradual unfreezing": "--weights {weights} --freeze backbone {thaws}",
-    "everything": "--weights {weights}",
+    "gradual unfreezing": "--weights {weights} --freeze backbone --unfreeze 1:layer4 --unfreeze 2:layer3 --unfreeze 3:all",
+    "everything, backbone at a tenth of the rate": "--weights {weights}",
 }
 
 
@@ -87,22 +86,17 @@ def main(argv=None):
     parser.add_argument("--runs", default="runs/strategies", metavar="DIR", help="run folders; replaced (default %(default)s)")
     parser.add_argument("--rows", nargs="+", metavar="OPTIONS",
                         help="instead of the four strategies: a row for each of these options of train_classifier.py")
-    parser.add_argument("--names", metavar="NAME,...", help=f"those of the four strategies: {', '.join(STRATEGIES)}")
-    parser.add_argument("--thaws", default="1:layer4 2:layer3 3:all", metavar="EPOCH:NAMES ...",
-                        help="of gradual unfreezing: the names of a ResNet's stages (default %(default)s)")
     parser.add_argument("--target", metavar="NAME", help="run train_regressor.py on this column of labels.csv")
     args, more = parser.parse_known_args(argv)  # more: options for every run, such as --image-size 64
     script, score = ("train_regressor.py", errors_of) if args.target else ("train_classifier.py", accuracy_of)
     more += ["--target", args.target] if args.target else []
 
-    strategies = {r: "--weights {weights} " + ("" if r == "default" else r) for r in args.rows or ()}
-    strategies = strategies or {n: STRATEGIES[n] for n in (args.names.split(",") if args.names else STRATEGIES)}
-    thaws = " ".join(f"--unfreeze {thaw}" for thaw in args.thaws.split())
+    strategies = {r: "--weights {weights} " + ("" if r == "default" else r) for r in args.rows or ()} or STRATEGIES
     found = {name: [] for name in strategies}
     for seed in range(args.seeds):
         for number, (name, options) in enumerate(strategies.items()):
             output = Path(args.runs, f"{number}_{seed}")
-            options = options.format(weights=shlex.quote(args.weights), thaws=thaws)
+            options = options.format(weights=shlex.quote(args.weights))
             command = [script, "--data", args.data, *shlex.split(options), *more, "--seed", str(seed)]
             rows, seconds = run(command, output)
             scores = score(rows, args.target)
