@@ -2,15 +2,15 @@
 
     python benchmarks/gpu.py                                        # all, eight minutes at the most
     python benchmarks/gpu.py --only compile --only resume-classifier
-    python benchmarks/gpu.py --device cpu                           # the same parts, small: does this program itself work?
+    python benchmarks/gpu.py --device cpu                           # the same parts, small
 
-Needs nothing but this repository and its requirements.txt; it draws its own pictures. Each part is a process of its own with a
-time limit; one that fails, crashes or takes too long is a row of the table, and the others go on. Parts that have no meaning
-on this machine are rows, too, and say why. The table is printed as the rows come in; --out has all of it, with the numbers.
-Exit status 1 if a row has failed. First "right", several parts at a time, then "fast", one at a time.
+Needs nothing but this repository and its requirements.txt; it draws its own pictures. Each part is a process of its own
+with a time limit; one that fails, crashes or takes too long is a row of the table, and the others go on. Parts that have
+no meaning on this machine are rows, too, and say why. The table is printed as the rows come in; --out has all of it, with
+the numbers. Exit status 1 if a row has failed. First "right", several parts at a time, then "fast", one at a time.
 
-A part is a function that yields rows (what, words, {name: number}), raises Wrong for what is not right and NotHere for what
-there is not; it stands in RIGHT or FAST below with its time limit.
+A part is a function that yields rows (what, words, {name: number}), raises Wrong for what is not right and NotHere for
+what there is not; it stands in RIGHT or FAST below with its time limit.
 """
 
 import argparse
@@ -79,12 +79,14 @@ def draw(folder, per_class):
             Path(folder, split, kind).mkdir(parents=True)
             for i in range(count):
                 file, radius = f"{split}/{kind}/{i}.jpg", rng.uniform(40, 120)
-                ground = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((500, 375), Image.BICUBIC)
+                ground = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+                ground = ground.resize((500, 375), Image.BICUBIC)
                 x, y = rng.uniform(130, 370), rng.uniform(130, 245)
                 box = (x - radius, y - radius, x + radius, y + radius)
                 pen = ImageDraw.Draw(ground)
                 (pen.ellipse if kind == "disc" else pen.rectangle)(box, fill=tuple(rng.integers(0, 256, 3).tolist()))
-                pixels = np.asarray(ground.filter(ImageFilter.SMOOTH)) + rng.normal(0, 8, (375, 500, 3))  # a sensor's noise
+                noise = rng.normal(0, 8, (375, 500, 3))  # as of a sensor
+                pixels = np.asarray(ground.filter(ImageFilter.SMOOTH)) + noise
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(Path(folder, file), quality=90)
                 rows.append({"file": file, "radius": radius, "split": split})
     checkpoint.write_csv(rows, Path(folder, "labels.csv"))
@@ -93,7 +95,8 @@ def draw(folder, per_class):
 def many(pictures, folder, train, val):
     """A folder of so many pictures, which are further names of the drawn ones. Returns it."""
     for split, count in (("train", train), ("val", val)):
-        files = sorted(Path(pictures, split).rglob("*.jpg"), key=lambda file: (int(file.stem), file))  # the classes in turn
+        # The classes in turn.
+        files = sorted(Path(pictures, split).rglob("*.jpg"), key=lambda file: (int(file.stem), file))
         for i in range(count):
             place = Path(folder, split, files[i % len(files)].parent.name)
             place.mkdir(parents=True, exist_ok=True)
@@ -111,7 +114,7 @@ def leave_if_asked(stop):
         os.kill(os.getpid(), signal.SIGKILL)
     real(stop)
 ending.leave_if_asked = leave_if_asked
-"""  # as the script looks for the `moment`th time whether it shall stop: behind each step, and each batch of a validation
+"""  # as the script looks for the `moment`th time whether it shall stop: behind each step and each batch of a validation
 FULL = """
 import ending, torch
 real, looks = ending.leave_if_asked, iter(range(1, 10**6))
@@ -126,8 +129,8 @@ ending.leave_if_asked = leave_if_asked
 
 
 def run(script, words, edits=(), before="", processes=0, status=0):
-    """Run a script of the repository. edits: ((text, text in its place), ...) made to it first. before: code that is run
-    before it. processes: by torchrun. Raises Wrong unless it ends with this status. Returns (stdout, stderr).
+    """Run a script of the repository. edits: ((text, text in its place), ...) made to it first. before: code that is
+    run before it. processes: by torchrun. Raises Wrong unless it ends with this status. Returns (stdout, stderr).
     """
     command = [str(ROOT / f"{script}.py"), *map(str, words)]
     if edits or before:
@@ -166,8 +169,9 @@ def words_for(here, script, output, *more):
     of_script = {"train_classifier": here.network, "train_regressor": f"--target radius {here.network}",
                  "train_continual": f"--from {here.folder}/base/best.pt --old-data {here.pictures} --method ewc+replay "
                                     "--fisher-size 8"}
-    common = f"--data {here.pictures} --batch-size 8 --epochs 2 --workers 2 --no-report --log-every 2 --device {here.device}"
-    return [*common.split(), *of_script[script].split(), "--output", here.folder / output, *" ".join(map(str, more)).split()]
+    common = f"--data {here.pictures} --batch-size 8 --epochs 2 --workers 2 --no-report --log-every 2"
+    where = f"--device {here.device} --output {here.folder / output}"
+    return " ".join([common, of_script[script], where, *more]).split()
 
 
 def train(here, script, output, *more, **how):
@@ -179,11 +183,11 @@ def train(here, script, output, *more, **how):
 
 
 def killed_and_resumed(here, script, output, *more, moment=5, **how):
-    """The same, saved every second step, killed at this moment, and gone on with. Returns its folder, and where it was."""
+    """The same, saved every second step, killed at this moment, gone on with. Returns its folder, and where that was."""
     kill = KILL.format(moment=moment) + how.pop("before", "")
     folder = train(here, script, output, "--save-every 2", *more, before=kill, status=-signal.SIGKILL, **how)
     state = checkpoint.load(folder / "last.pt", script)
-    check(state["sums"], f"there was no save within the epoch that was killed: {folder}/last.pt is of step {state['step']}")
+    check(state["sums"], f"there was no save within the epoch that was killed, the last is of step {state['step']}")
     train(here, script, output, "--save-every 2", *more, "--resume", **how)
     rows, whole = history(folder), checkpoint.load(folder / "last.pt", script)
     check(len(rows) == 2, f"history.csv has {len(rows)} epochs in place of 2")
@@ -238,9 +242,10 @@ def deterministic(here, amp):
     yield "", f"precision {checkpoint.load(first / 'last.pt')['precision']}: the same bits again, and {where}", {}
 
 
-# What one rounding may change, as a share. The first loss has gone through some twenty layers, each of which rounds; what the
-# weights have learned by five steps, through several times as many. (On a CPU it was 0.5 to 5 times as much, and 3 to 20.)
-ROUNDING = {"TF32 in convolutions, as the scripts have it": 2**-11, "TF32 in all": 2**-11, "bf16": 2**-8, "fp16": 2**-11}
+# What one rounding may change, as a share. The first loss has gone through some twenty layers, each of which rounds; what
+# the weights have learned by five steps, through several times as many. (On a CPU it was 0.5 to 5 times as much, and 3 to
+# 20.) The scripts leave TF32 as PyTorch has it: on in convolutions, off in the products of matrices.
+ROUNDING = {"TF32 in convolutions": 2**-11, "TF32 in all": 2**-11, "bf16": 2**-8, "fp16": 2**-11}
 FIRST, LATER = 16, 64
 
 
@@ -263,11 +268,13 @@ def precisions(here):
     exact = losses()
     sides = {"bf16": losses(torch.bfloat16), "fp16": losses(torch.float16)}
     if torch.device(here.device).type == "cuda":
-        sides |= {"TF32 in convolutions, as the scripts have it": losses(tf32=(True, False)), "TF32 in all": losses(tf32=(True, True))}
+        sides["TF32 in convolutions"] = losses(tf32=(True, False))
+        sides["TF32 in all"] = losses(tf32=(True, True))
     for name, found in sides.items():
         first, later = (abs(found[i] - exact[i]) / exact[0] for i in (0, 5))
-        words = within(first, FIRST * ROUNDING[name], "the first losses")
-        yield name, f"{words}; {within(later, LATER * ROUNDING[name], 'those after five steps')}", {"first": first, "later": later}
+        words = [within(first, FIRST * ROUNDING[name], "the first losses"),
+                 within(later, LATER * ROUNDING[name], "those after five steps")]
+        yield name, "; ".join(words), {"first": first, "later": later}
 
 
 def one_step(network, optimizer, dtype, x, y, scale=2.0**16):
@@ -289,8 +296,8 @@ def one_step(network, optimizer, dtype, x, y, scale=2.0**16):
 
 
 def precisions_of_the_script(here):
-    """Two epochs of the script itself in each precision, beside --amp off. (Frozen BatchNorms: in a small network, statistics
-    of eight pictures make much of a rounding.)
+    """Two epochs of the script itself in each precision, beside --amp off. (Frozen BatchNorms: in a small network,
+    statistics of eight pictures make much of a rounding.)
     """
     words = "--freeze bn --augment none --lr 1e-5"
     exact = train(here, "train_classifier", "off", words, "--amp off")
@@ -301,7 +308,7 @@ def precisions_of_the_script(here):
 
 
 def overflow(here):
-    """fp16: steps that overflow are skipped and halve the scale, until none does; after a run of good ones it doubles."""
+    """fp16: steps that overflow are skipped and halve the scale until none does; after a run of good ones it doubles."""
     words = "--amp fp16 --batch-size 4 --freeze bn --lr 1e-5 --no-test"  # 12 steps, of which nothing else overflows
     folder = train(here, "train_classifier", "run", words, "--epochs 1")
 
@@ -318,15 +325,17 @@ def overflow(here):
     check(0 < skipped < 12, f"{skipped} of 12 steps were skipped at a scale of 2^22")
     check(scale == 2.0 ** (22 - skipped), f"the scale is {scale} after {skipped} halvings of 2^22")
     interval = checkpoint.load(folder / "last.pt")["scaler"]["growth_interval"]
-    skipped_later, grown = go_on(2.0, interval - 1, 3)
-    check((skipped_later, grown) == (0, 4.0), f"{skipped_later} skipped, and a scale of 2 has become {grown} in place of 4")
-    yield "", f"{skipped} of 12 steps skipped from 2^22 down to 2^{math.log2(scale):.0f}; a scale of 2 grew to {grown:.0f}", {}
+    later, grown = go_on(2.0, interval - 1, 3)
+    check((later, grown) == (0, 4.0), f"{later} skipped, and a scale of 2 has become {grown} in place of 4")
+    down = f"{skipped} of 12 steps skipped from 2^22 down to 2^{math.log2(scale):.0f}"
+    yield "", f"{down}; a scale of 2 grew to {grown:.0f}", {}
 
 
 def predicted(here, checkpoint_file, device, name):
     """What predict.py says on a device of the test pictures: {file: probability of a disc}."""
     table = here.folder / f"{name}.csv"
-    run("predict", ["--checkpoint", checkpoint_file, "--device", device, "--csv", table, "--workers", 0, here.pictures / "test"])
+    words = ["--checkpoint", checkpoint_file, "--device", device, "--csv", table, "--workers", 0]
+    run("predict", [*words, here.pictures / "test"])
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
     return {row["file"]: abs((row["prediction"] != "disc") - float(row["probability"])) for row in rows}
@@ -356,16 +365,17 @@ def predict_and_export(here):
     program, bare = here.folder / "model.pt2", here.folder / "bare.pth"
     run("predict", ["--checkpoint", folder / "best.pt", "--export", program, "--weights-only", bare])
     state, files = checkpoint.load(folder / "best.pt"), list(found)
-    preprocessing = state["preprocessing"]
-    plain = data.eval_transform(preprocessing["image_size"], preprocessing["interpolation"], preprocessing["resize_size"])
-    pictures = data.ImageList([(file, 0) for file in files], plain, size=2 * preprocessing["image_size"])
+    size, interpolation, resize_size = (state["preprocessing"][k] for k in ("image_size", "interpolation", "resize_size"))
+    plain = data.eval_transform(size, interpolation, resize_size)
+    pictures = data.ImageList([(file, 0) for file in files], plain, size=2 * size)
     x = torch.stack([pictures[i][0] for i in range(len(files))]) / 255
     with torch.no_grad():
         again = torch.export.load(program).module()(x)[:, state["classes"].index("disc")].tolist()
     difference = max(abs(a - b) for a, b in zip(found.values(), again, strict=True))
     network = torchvision.models.get_model(here.model, num_classes=2)
     network.load_state_dict(torch.load(bare, weights_only=True))  # as on a machine without a GPU, so no map_location
-    yield "", f"{within(difference, ACROSS, 'the probabilities of the exported program on the CPU')}; bare weights load", {}
+    words = within(difference, ACROSS, "the probabilities of the exported program on the CPU")
+    yield "", f"{words}; bare weights load", {"difference": difference}
 
 
 def data_parallel(here):
@@ -381,7 +391,7 @@ def data_parallel(here):
         difference = losses_differ(alone, both)
         _, where = killed_and_resumed(here, "train_classifier", f"{count}-killed", f"--device {device}", edits=edits)
         words_of = within(difference, 1e-2, "the losses of the head alone, with and without,")
-        on = "" if device == "cuda" else ", which hands on to the network itself on a CPU"
+        on = "" if device == "cuda" else " (on a CPU it hands on to the network itself)"
         yield f"{count} replica{'s' * (count > 1)}", f"{words_of}; everything, {where}, no module. in the keys{on}", {}
     run("train_classifier", ["--resume", begun / "last.pt", "--epochs", 2, "--device", device], edits=edits)
     precision = checkpoint.load(begun / "last.pt")["precision"]
@@ -389,18 +399,33 @@ def data_parallel(here):
     yield "from one GPU", f"a run of one GPU went on under DataParallel in precision {precision}", {}
 
 
-ONE = """
+WRAPPED = """
 import os
+import torch
+from torch.nn.parallel import DistributedDataParallel as DDP
+real = DDP.__init__
+def init(self, *words, **more):
+    real(self, *words, **more)
+    print(f"wrapped: {torch.distributed.get_world_size()} by {torch.distributed.get_backend()}", flush=True)
+DDP.__init__ = init
+"""
+ONE = WRAPPED + """
 import arguments
 os.environ["WORLD_SIZE"] = "01"             # which distributed.joined does not take for a process that is alone
 arguments.refuse_idle = lambda *words: None  # --sync-bn for one process
 """
-BOTH_HERE = """
-import os
-import torch
+BOTH_HERE = WRAPPED + """
 os.environ["LOCAL_RANK"] = "0"               # both take the first GPU, which NCCL does not do
 torch.distributed.is_nccl_available = lambda: False
 """
+
+
+def wrapped(here, output, *more, **how):
+    """A training by torchrun. Returns its folder, and how many processes DistributedDataParallel has joined by what."""
+    said, _ = run("train_classifier", words_for(here, "train_classifier", output, *more), **how)
+    lines = [line.removeprefix("wrapped: ") for line in said.splitlines() if line.startswith("wrapped: ")]
+    check(lines, "the network was not wrapped in DistributedDataParallel")
+    return here.folder / output, lines[0]
 
 
 def nccl(here):
@@ -412,21 +437,24 @@ def nccl(here):
     alone = train(here, "train_classifier", "alone", words, f"--device {here.device}")
     edits = (("processes > 1", "processes > 0"),)
     sync = " --sync-bn" if on_gpu else ""
-    one = train(here, "train_classifier", "one", words + sync, edits=edits, before=ONE, processes=1)
+    one, joined = wrapped(here, "one", words + sync, edits=edits, before=ONE, processes=1)
     difference = losses_differ(alone, one)
-    backend = "NCCL" if on_gpu else "Gloo"
-    yield "", f"{backend}{', --sync-bn' * on_gpu}: {within(difference, 1e-2, 'the losses with and without')}", {"difference": difference}
+    yield "", f"{joined}{sync}: {within(difference, 1e-2, 'the losses with and without')}", {"difference": difference}
 
 
 def two_processes(here):
-    """torchrun with two processes that share the GPU (by Gloo), --sync-bn, beside one with batches of twice the size."""
+    """torchrun with two processes that share the GPU (by Gloo), --sync-bn, beside one with batches of twice the size. On
+    a CPU, where there is no --sync-bn, the head alone.
+    """
     on_gpu = here.device != "cpu"
-    words = "--lr 1e-4 --epochs 1 --augment none --no-test" + ("" if on_gpu else " --freeze backbone")  # no sync-bn there
+    words, sync, device = "--lr 1e-4 --epochs 1 --augment none --no-test", " --sync-bn", "cuda"
+    if not on_gpu:
+        words, sync, device = f"{words} --freeze backbone", "", "cpu"
     alone = train(here, "train_classifier", "alone", words)
-    two = train(here, "train_classifier", "two", words, f"--batch-size 4 --device {'cuda' if on_gpu else 'cpu'}",
-                "--sync-bn" if on_gpu else "", before=BOTH_HERE, processes=2)
+    two, joined = wrapped(here, "two", words, f"--batch-size 4 --device {device}{sync}", before=BOTH_HERE, processes=2)
     difference = losses_differ(alone, two)
-    yield "", f"Gloo{', --sync-bn' * on_gpu}: {within(difference, 1e-2, 'the losses of one and of two processes')}", {}
+    said = within(difference, 1e-2, "the losses of one and of two processes")
+    yield "", f"{joined}{sync}: {said}", {"difference": difference}
 
 
 def memory(here):
@@ -434,7 +462,8 @@ def memory(here):
     if here.device == "cpu":
         raise NotHere("of a GPU's memory (tests/test_interruptions.py does it to a CPU's)")
     words = "--image-size 224 --batch-size 24 --save-every 1"  # its activations do not fit into what lies about
-    _, said = run("train_classifier", words_for(here, "train_classifier", "run", words), before=FULL.format(moment=1), status=2)
+    command = words_for(here, "train_classifier", "run", words)
+    _, said = run("train_classifier", command, before=FULL.format(moment=1), status=2)
     lines = said.strip().splitlines()
     check(len(lines) == 1 and lines[0].startswith("error: ") and "out of memory" in lines[0], f"it said: {said[-500:]}")
     check("--resume" in lines[0], f"it did not say how to go on: {lines[0]}")
@@ -467,10 +496,11 @@ def cached(here):
 
 
 OPTIONS = {  # of benchmarks/same_weights.py: what computes something of its own on the device
-    "classifier": "mixup-cutmix cache-thaw googlenet-mixed squeezenet class-weights class-weights-plain focal soft-f1 cost l1 "
-                  "l2-sp sgd adam rmsprop adagrad plateau accumulate clip-grad find-lr fp16 bf16",
-    "others": "regressor regressor-mse regressor-quantiles regressor-weights regressor-googlenet regressor-cache regressor-bf16 "
-              "regressor-find-lr ewc ewc-empirical ewc-replay replay new-classes continual-l2-sp predict-mean predict-regressor",
+    "classifier": "mixup-cutmix cache-thaw googlenet-mixed squeezenet class-weights class-weights-plain focal soft-f1 "
+                  "cost l1 l2-sp sgd adam rmsprop adagrad plateau accumulate clip-grad find-lr fp16 bf16",
+    "others": "regressor regressor-mse regressor-quantiles regressor-weights regressor-googlenet regressor-cache "
+              "regressor-bf16 regressor-find-lr ewc ewc-empirical ewc-replay replay new-classes continual-l2-sp "
+              "predict-mean predict-regressor",
 }
 
 
@@ -481,7 +511,8 @@ def options(here, which):
         tree.wait()
         commands = {name: same_weights.COMMANDS[name] for name in OPTIONS[which].split()}
         used = " ".join(step.options for steps in commands.values() for step in steps)
-        made = {name: [step._replace(stop=0, status=0)] for name, step in same_weights.MADE.items() if f"{{made}}/{name}/" in used}
+        made = {name: [step._replace(stop=0, status=0)] for name, step in same_weights.MADE.items()
+                if f"{{made}}/{name}/" in used}
         wrong = []
         for name, steps in (made | commands).items():
             steps = [step._replace(options=f"{step.options} --device {here.device}") for step in steps]
@@ -503,8 +534,8 @@ SECONDS = 1.2  # of steps in an epoch that is measured, more or less
 
 
 def reason(limit, found, decoding, workers, step, parts):
-    """Why `found` images/s are less than REACHED of the `limit`, '' if they are not. decoding: images/s of the workers alone.
-    step: (pictures of a step, {what it does besides, in words: ms}).
+    """Why `found` images/s are less than REACHED of the `limit`, '' if they are not. decoding: images/s of the workers
+    alone. step: the pictures of one. parts: what it does besides, {words: ms}.
     """
     if found >= REACHED * limit:
         return ""
@@ -514,7 +545,8 @@ def reason(limit, found, decoding, workers, step, parts):
     if decoding >= limit or found < 0.85 * decoding:  # it does not explain (all of) it
         took, least = 1000 * step / found, 1000 * step / limit
         rest = took - least - sum(parts.values())
-        besides = ", ".join(f"{what} {ms:.1f} ms" for what, ms in (parts | {"the rest (metrics, loader, Python)": rest}).items())
+        parts = parts | {"the rest (metrics, loader, Python)": rest}
+        besides = ", ".join(f"{what} {milliseconds:.1f} ms" for what, milliseconds in parts.items())
         said.append(f"the loop: a step takes {took:.1f} ms, on one batch {least:.1f} ms; {besides}")
     return "; ".join(said)
 
@@ -569,7 +601,7 @@ def from_memory(size):
 
 
 def script_rates(words, batch, steps, skip, device):
-    """Images/s of train_classifier.py, run as it is but for its saves, in epochs 0 to 3, from step `skip` to step `steps`."""
+    """Images/s of train_classifier.py, as it is but for its saves, in epochs 0 to 3, from step `skip` to step `steps`."""
     times, real, save = [], metrics.Meter.add_norm, checkpoint.Run.save
 
     def add_norm(self, norm, scaler):
@@ -618,8 +650,9 @@ def limit_of(here, network, spec, dtype):
     freeze.train_mode(model)
     model.to(here.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(freeze.param_groups(model, head, 3e-3, 0.01), fused=True)
-    x = torch.randn(here.batch, 3, here.fast_size, here.fast_size, device=here.device).to(memory_format=torch.channels_last)
-    return one_step(model, optimizer, dtype, x, torch.arange(here.batch, device=here.device) % 2), model
+    x = torch.randn(here.batch, 3, here.fast_size, here.fast_size, device=here.device)
+    y = torch.arange(here.batch, device=here.device) % 2
+    return one_step(model, optimizer, dtype, x.to(memory_format=torch.channels_last), y), model
 
 
 def best_flags(on):
@@ -629,21 +662,21 @@ def best_flags(on):
 
 
 DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-TIMM = {"resnet50": "resnet50", "vit_b_16": "vit_base_patch16_224", "convnext_tiny": "convnext_tiny", "resnet18": "resnet18"}
+TIMM = {"resnet50": "resnet50", "vit_b_16": "vit_base_patch16_224", "convnext_tiny": "convnext_tiny"}  # its names
 
 
 def timm_rate(here, network, spec, pictures, dtype, steps, skip):
-    """Images/s of timm's network, loader with its prefetcher and augmentation, with its best flags, decoding included."""
+    """Images/s of timm's network, loader with prefetcher and augmentation, with its best flags, decoding included."""
     from timm import create_model
     from timm.data import create_dataset, create_loader
 
     on_gpu = here.device != "cpu"
     best_flags(True)
-    started = 0.0
-    loader = create_loader(create_dataset("", root=str(pictures), split="train"), (3, here.fast_size, here.fast_size), here.batch,
-                           is_training=True, use_prefetcher=on_gpu, num_workers=here.workers, hflip=0.5, color_jitter=None,
-                           scale=(0.35, 1.0), device=torch.device(here.device), pin_memory=on_gpu)
-    model = create_model(TIMM[network], num_classes=2).to(here.device, memory_format=torch.channels_last).train()
+    started, listed = 0.0, create_dataset("", root=str(pictures), split="train")
+    loader = create_loader(listed, (3, here.fast_size, here.fast_size), here.batch, is_training=True, use_prefetcher=on_gpu,
+                           num_workers=here.workers, hflip=0.5, color_jitter=None, scale=(0.35, 1.0),
+                           device=torch.device(here.device), pin_memory=on_gpu)
+    model = create_model(TIMM.get(network, network), num_classes=2).to(here.device, memory_format=torch.channels_last).train()
     if spec == "backbone":
         model.requires_grad_(False).eval().get_classifier().requires_grad_(True)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3, fused=True)
@@ -660,9 +693,15 @@ def timm_rate(here, network, spec, pictures, dtype, steps, skip):
     return here.batch * (steps - skip) / (time.perf_counter() - started)
 
 
+def fast_words(here, pictures, network, output):
+    """The words of train_classifier.py for a training that is measured."""
+    return f"""--data {pictures} --model {network} --weights none --image-size {here.fast_size} --batch-size {here.batch}
+        --workers {here.workers} --device {here.device} --output {here.folder / output} --no-test --no-report""".split()
+
+
 def speed(here, network, spec):
-    """Images/s of the script, with decoding and without, beside the limit: the same network and optimizer on one batch that
-    lies on the GPU. The limit is measured before and after; the script's epochs take turns.
+    """Images/s of the script, with decoding and without, beside the limit: the same network and optimizer on one batch
+    that lies on the GPU. The limit is measured before and after; the script's epochs take turns.
     """
     size, batch, device = here.fast_size, here.batch, here.device
     if not here.small and torch.device(device).type == "cuda" and torch.cuda.mem_get_info()[0] < 40e9:
@@ -689,15 +728,13 @@ def speed(here, network, spec):
             # The workers' first batches all come at once; then it flows.
             skip = here.workers if steps >= 4 * here.workers else steps // 4
             pictures = many(here.pictures, here.folder / amp, steps * batch, batch)
-            words = ["--data", pictures, "--model", network, "--weights", "none", "--image-size", size, "--batch-size", batch,
-                     "--workers", here.workers, "--amp", amp, "--device", device, "--freeze", spec, "--epochs", 4,
-                     "--output", here.folder / f"run-{amp}", "--no-test", "--no-report"]
+            words = [*fast_words(here, pictures, network, f"run-{amp}"), "--amp", amp, "--freeze", spec, "--epochs", 4]
             epochs = script_rates(words, batch, steps, skip, device)
             limits.append(rate(limit_of(here, network, spec, dtype)[0], batch, device))
             found = {"limit": statistics.median(limits), "without_decoding": statistics.median(epochs[::2]),
                      "with_decoding": statistics.median(epochs[1::2]), "limit_with_best_flags": with_flags,
-                     "workers_alone": decoding, "workers_alone_without_decoding": without, "batch": batch, "steps": steps,
-                     "limits": limits, "epochs": epochs} | parts
+                     "workers_alone": decoding, "workers_alone_without_decoding": without, "batch": batch,
+                     "steps": steps, "limits": limits, "epochs": epochs} | parts
             if amp == "bf16" and importlib.util.find_spec("timm") and network in TIMM:
                 found["timm"] = timm_rate(here, network, spec, pictures, dtype, steps, skip)
             yield amp, sides(found, here.workers, parts), found
@@ -709,21 +746,20 @@ def sides(found, workers, parts):
     for name, least in (("without_decoding", "workers_alone_without_decoding"), ("with_decoding", "workers_alone")):
         why = reason(limit, found[name], found[least], workers, found["batch"], parts)
         why = why.replace("decoding:", "handing over:") if name == "without_decoding" else why
-        said.append(f"{name.replace('_', ' ')} {found[name]:.0f} ({found[name] / limit:.0%}{f'; {why}' if why else ''})")
+        because = f"; {why}" if why else ""
+        said.append(f"{name.replace('_', ' ')} {found[name]:.0f} ({found[name] / limit:.0%}{because})")
     said.append(f"limit with cudnn.benchmark and TF32 {found['limit_with_best_flags']:.0f}")
     return ", ".join(said + ([f"timm {found['timm']:.0f}"] if "timm" in found else []))
 
 
 def share(here, network):
-    """How long an epoch's validation, save and looks at the sums take beside its training; 8 pictures are trained for each
-    that is validated. As a command; the second of two epochs, when the workers are up.
+    """How long an epoch's validation, save and looks at the sums take beside its training; 8 pictures are trained for
+    each that is validated. As a command; the second of two epochs, when the workers are up.
     """
     count = here.batch * (4 if here.small else 32)
     pictures = many(here.pictures, here.folder / "pictures", count, count // 8)
-    command = [sys.executable, ROOT / "train_classifier.py", "--data", pictures, "--model", network, "--weights", "none",
-               "--image-size", here.fast_size, "--batch-size", here.batch, "--workers", here.workers, "--device", here.device,
-               "--epochs", 2, "--output", here.folder / "run", "--no-test", "--no-report"]
-    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    words = [str(ROOT / "train_classifier.py"), *fast_words(here, pictures, network, "run"), "--epochs", "2"]
+    process = subprocess.Popen([sys.executable, "-u", *words], stdout=subprocess.PIPE, text=True)
     ends = [time.perf_counter() for line in process.stdout if line.startswith("epoch ")]
     check(process.wait() == 0 and len(ends) == 2, f"it ended with status {process.returncode} after {len(ends)} epochs")
     row, whole = history(here.folder / "run")[1], ends[1] - ends[0]
@@ -773,10 +809,10 @@ def setting(device, home, name):
     small = device == "cpu"
     model, size = ("shufflenet_v2_x0_5", 32) if small else ("resnet18", 64)
     folder = Path(home, name)
-    return SimpleNamespace(device=device, small=small, folder=folder, pictures=Path(home, "pictures"), model=model, size=size,
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return SimpleNamespace(device=device, small=small, folder=folder, pictures=Path(home, "pictures"), model=model,
                            network=f"--model {model} --weights none --image-size {size}",
-                           fast_size=32 if small else 224, batch=8 if small else 128,
-                           workers=min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+                           fast_size=32 if small else 224, batch=8 if small else 128, workers=min(16, cores))
 
 
 MARK = "a row: "  # before a line of a part's stdout that is one
@@ -800,7 +836,7 @@ def be_part(function, here):
 
 
 def descendants(pid):
-    """The numbers of a process and of all that it has started and they have, by /proc; a session of their own hides none."""
+    """The numbers of a process and of all below it, by /proc; a session of its own hides none of them."""
     children = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -838,10 +874,9 @@ def run_part(name, seconds, device, home, program):
     status = process.wait()
     timer.cancel()
     said = log.read_text(errors="replace")
-    if over.is_set():
-        rows.append({"what": "", "result": "FAILED", "words": f"ended after its {seconds:.0f} s: {last_line(said)}", "numbers": {}})
-    elif status:
-        rows.append({"what": "", "result": "FAILED", "words": f"crashed with status {status}: {last_line(said)}", "numbers": {}})
+    if over.is_set() or status:
+        why = f"ended after its {seconds:.0f} s" if over.is_set() else f"crashed with status {status}"
+        rows.append({"what": "", "result": "FAILED", "words": f"{why}: {last_line(said)}", "numbers": {}})
     for row in rows:
         row |= {"part": name, "seconds": time.perf_counter() - started}
         row |= {"log": said[-3000:]} if row["result"] == "FAILED" else {}
@@ -852,11 +887,12 @@ def machine(device):
     gpu, about = "none", {}
     if device != "cpu":
         properties = torch.cuda.get_device_properties(0)
-        gpu = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute {properties.major}.{properties.minor}"
+        size = f"{properties.total_memory / 2**30:.0f} GiB"
+        gpu = f"{properties.name}, {size}, compute {properties.major}.{properties.minor}"
         about = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "gpus": torch.cuda.device_count()}
     timm = importlib.metadata.version("timm") if importlib.util.find_spec("timm") else "not installed"
-    return checkpoint.machine() | {"gpu": gpu, "cores": os.cpu_count(), "torchvision": torchvision.__version__, "timm": timm,
-                                   "python": platform.python_version()} | about
+    return checkpoint.machine() | {"gpu": gpu, "cores": os.cpu_count(), "torchvision": torchvision.__version__,
+                                   "timm": timm, "python": platform.python_version()} | about
 
 
 def show(row):
@@ -866,7 +902,8 @@ def show(row):
 
 def main(argv=None, right=RIGHT, fast=None, program=__file__):
     """right, fast: lists of parts. program: the file that is started for each of them, and calls this with the same."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
     parser.add_argument("--only", action="append", metavar="NAME", help="this part alone; repeatable")
     parser.add_argument("--out", default="gpu.json", metavar="FILE", help="(default %(default)s)")
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="(default %(default)s)")
@@ -897,7 +934,8 @@ def main(argv=None, right=RIGHT, fast=None, program=__file__):
     def one(name, limit):
         left = args.seconds - (time.perf_counter() - began)
         if left < 5:
-            found = [{"part": name, "what": "", "result": "skipped", "words": "no time left for it", "numbers": {}, "seconds": 0.0}]
+            found = [{"what": "", "result": "skipped", "words": "no time left for it", "numbers": {}, "part": name,
+                      "seconds": 0.0}]
         else:
             found = run_part(name, min(limit, left), args.device, home, program)
         with lock:
@@ -917,7 +955,8 @@ def main(argv=None, right=RIGHT, fast=None, program=__file__):
         for part in chosen[1]:
             one(*part)
     counts = {result: sum(row["result"] == result for row in rows) for result in ("ok", "FAILED", "skipped")}
-    print(f"\n{', '.join(f'{count} {result}' for result, count in counts.items())}; {time.perf_counter() - began:.0f} s; {args.out}")
+    said = ", ".join(f"{count} {result}" for result, count in counts.items())
+    print(f"\n{said}; {time.perf_counter() - began:.0f} s; {args.out}")
     return 1 if counts["FAILED"] else 0
 
 
