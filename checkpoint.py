@@ -711,9 +711,11 @@ def load_optimizer(optimizer, state):
     step comes back, too.
     """
     now = [{name: group[name] for name in SETTINGS if name in group} for group in optimizer.param_groups]
+    if len(now) == len(state["param_groups"]):  # else loading says so
+        # Before loading: by `fused` and `capturable` it decides on which device the numbers of steps are kept.
+        groups = [group | settings for group, settings in zip(state["param_groups"], now, strict=True)]
+        state = state | {"param_groups": groups}
     optimizer.load_state_dict(state)
-    for group, settings in zip(optimizer.param_groups, now, strict=True):
-        group.update(settings)
 
 
 def rng_state():
@@ -729,16 +731,19 @@ def set_rng_state(state):
 
 
 def machine():
-    """What bit-identical results depend on besides seed and data: CPU type, threads, version of torch."""
+    """What bit-identical results depend on besides seed and data: CPU type, threads, version of torch, and the type of
+    the GPU, if this process uses one.
+    """
     cpu = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             cpu = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), cpu)
     cpu = f"{cpu}, {torch.backends.cpu.get_cpu_capability()}"
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_initialized() else "none"
+    return {"cpu": cpu, "threads": torch.get_num_threads(), "torch": str(torch.__version__), "gpu": gpu}
 
 
 def machine_changes(saved):
     """A warning for each difference between the machine of the checkpoint `saved` and this one."""
     return [f"warning: {what} was {saved['machine'][what]} and is {value}: results may differ in the last bits"
-            for what, value in machine().items() if value != saved["machine"][what]]
+            for what, value in machine().items() if value != saved["machine"].get(what, value)]

@@ -48,7 +48,8 @@ def joined(stop=None):
         return
     store, rank, size = next(dist.rendezvous("env://"))
     store = _clean(store, rank, size)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    # (On Windows there is no NCCL.)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     # Counted by each machine for itself.
     os.environ["TORCHELASTIC_RESTART_COUNT"] = str(all_reduce_max(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))

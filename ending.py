@@ -169,6 +169,8 @@ def forgiving_output():
 
 # Too many open files, no space (for the workers' shared memory), read-only.
 FULL = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EROFS)
+# What PyTorch, cuBLAS and cuDNN say when memory has run out.
+NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "STATUS_ALLOC_FAILED")
 
 
 @contextlib.contextmanager
@@ -201,10 +203,9 @@ def last_words(error, command=""):
     if isinstance(error, KeyboardInterrupt):
         number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
         text, status = f"stopped by {number.name}", 128 + number
-    elif isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "DefaultCPUAllocator" in text)
-    ):
-        text = (f"error: {text.partition('. ')[0] or 'out of memory'}: take a smaller --batch-size (in training with a "
+    elif isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY):
+        first = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+        text = (f"error: {first or 'out of memory'}: take a smaller --batch-size (in training with a "
                 "larger --accumulate, so that their product stays), or fewer --workers")
         if not command:  # a run that goes on keeps these
             text += "; or --amp bf16, or in training with a frozen backbone --cache-features 1"

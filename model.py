@@ -741,8 +741,9 @@ def pick_device(name="auto", deterministic=False, sync_bn=False):
     try:
         device = torch.device(available if name == "auto" else name)
         torch.zeros(1, device=device).item()
-    except Exception as error:  # torch raises many kinds for devices that it does not have
-        raise ModelError(f"--device {name} cannot be used here: try --device {available}") from error
+    except Exception as error:  # torch raises many kinds for devices that it does not have, and for GPUs that are full
+        another = available if name not in ("auto", available) else "cpu"
+        raise ModelError(f"--device {name} cannot be used here ({_first_line(error)}): try --device {another}") from error
     if device.type == "cpu":
         keep_freed_memory()
     return device

@@ -310,8 +310,10 @@ def train(args, saved, stop):
     settings = {}
     if args.optimizer in ("sgd", "rmsprop"):
         settings["momentum"] = args.momentum
-    if args.optimizer in ("sgd", "adam", "adamw") and device.type in ("cpu", "cuda"):
-        settings["fused"] = True  # all parameters in one call, several times as fast
+    # All parameters in one call, several times as fast. (SGD's fused form is not ready for a first step that overflows
+    # in fp16, nor for a layer of which a part has thawed.)
+    if args.optimizer in ("adam", "adamw") and device.type in ("cpu", "cuda"):
+        settings["fused"] = True
     optimizer = OPTIMIZERS[args.optimizer](groups, **settings)
 
     # epoch, step, best, best_epoch, epochs_without_gain, plateau_scale, history: plain values.
@@ -334,9 +336,9 @@ def train(args, saved, stop):
             return args.gamma ** (step // steps_per_epoch // args.step_epochs)
         return progress.plateau_scale  # plateau: section 10 lowers it; constant: stays 1
 
-    # A resumed run keeps its precision, unless the device or --amp says otherwise.
+    # A resumed run keeps its precision, unless the device, more GPUs or --amp say otherwise.
     amp = args.amp
-    if saved and args.amp == "auto" and saved["device"] == device.type:
+    if saved and amp == "auto" and gpus == 1 and saved["device"] == device.type:
         amp = saved["precision"]
     # "auto" takes bf16 or fp16 if this device and the layers that train, or will after a thaw, gain by it;
     # DataParallel cannot use bf16, since its threads run autocast in its default, fp16. Machines may differ, so what

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import shlex
 import sys
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import data
 import train_classifier
 import train_regressor
 from conftest import MODEL, ROOT
+from lives import running
 
 
 def program(name):
@@ -218,3 +220,119 @@ def test_same_weights_sees_a_bit_and_its_commands_use_every_option(capsys):
         options = {o for a in script.build_parser()._actions for o in a.option_strings if o.startswith("--")}
         options -= {o for o in options if o.startswith("--no-") and o not in used}
         assert options - used <= {"--help", "--compile", "--sync-bn", "--tensorboard", "--wd"} | left_out
+
+
+# ---- what a machine with a GPU has to show
+
+MORE_PARTS = '''
+import os, subprocess, sys, time
+if "crashing" in sys.argv:  # before torch is imported, which takes seconds
+    os.abort()
+if "slow" in sys.argv:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    open({file!r}, "w").write(str(child.pid))
+    time.sleep(600)
+sys.path.insert(0, {folder!r})
+import gpu
+
+def several(here):
+    yield "one", "as it should be", {{"n": 1}}
+    gpu.check(here.folder.is_dir() and not list(here.folder.iterdir()), "no folder of its own")
+    raise RuntimeError("CUDA error: seven is not eight\\nand more about that")
+
+def none(here):
+    raise gpu.NotHere("there are no wings")
+    yield
+
+PARTS = [("several", several, 60), ("slow", None, 0.7), ("crashing", None, 60)]
+if __name__ == "__main__":
+    sys.exit(gpu.main(right=PARTS, fast=[("none", none, 60)], program=__file__))
+'''
+
+
+def test_a_part_that_fails_crashes_or_takes_too_long_is_a_row(tmp_path, monkeypatch, capsys):
+    gpu, file = program("gpu"), tmp_path / "more.py"
+    file.write_text(MORE_PARTS.format(folder=str(ROOT / "benchmarks"), file=str(tmp_path / "child")))
+    monkeypatch.setattr(gpu, "draw", lambda *_: None)
+    parts = [("several", None, 60), ("slow", None, 0.7), ("crashing", None, 60)]
+    words = ["--device", "cpu", "--out", str(tmp_path / "gpu.json")]
+    assert gpu.main(words, right=parts, fast=[("none", None, 60)], program=str(file)) == 1
+    out = capsys.readouterr().out
+    rows = {tuple(cells[:2]): cells[3] for line in out.splitlines() if line.startswith("| ")
+            for cells in [[cell.strip() for cell in line.strip("|").split("|")]]}
+    assert rows["several one", "ok"] == "as it should be"
+    assert rows["several", "FAILED"] == "RuntimeError: CUDA error: seven is not eight"
+    assert rows["slow", "FAILED"].startswith("ended after its 2 s")
+    assert rows["crashing", "FAILED"].startswith("crashed with status -6")
+    assert rows["none", "skipped"] == "not here: there are no wings"
+    assert "1 ok, 3 FAILED, 1 skipped" in out
+    assert not running(int((tmp_path / "child").read_text()))  # though it had a session of its own
+    kept = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["numbers"] for row in kept["rows"] if row["what"] == "one"] == [{"n": 1}] and kept["machine"]["gpu"] == "none"
+    assert any("seven is not eight" in row.get("log", "") for row in kept["rows"])
+    assert gpu.main([*words, "--seconds", "1"], right=[], fast=[("none", None, 60)], program=str(file)) == 0
+    assert "| none | skipped | 0 | no time left for it |" in capsys.readouterr().out
+
+
+def rows_of(gpu, function, here, capsys):
+    here.folder.mkdir()
+    gpu.be_part(function, here)
+    return [json.loads(line.removeprefix(gpu.MARK)) for line in capsys.readouterr().out.splitlines() if line.startswith(gpu.MARK)]
+
+
+def test_parts_for_a_gpu_run_on_a_cpu(lives, tmp_path, monkeypatch, capsys):
+    """Two that train, and one that measures; python benchmarks/gpu.py --device cpu runs them all."""
+    def run(script, words, edits=(), before="", processes=0, status=0):
+        life = lives.start(script, *words, before=before)
+        assert life.wait() == status, life.err
+        return life.out, life.err
+
+    gpu = program("gpu")
+    monkeypatch.setattr(gpu, "run", run)
+    gpu.draw(tmp_path / "pictures", {"train": 24, "val": 8, "test": 1})
+    for kind in ("disc", "square"):
+        assert Image.open(tmp_path / f"pictures/train/{kind}/3.jpg").size == (500, 375)
+    resume, cache = dict((name, function) for name, function, _ in gpu.RIGHT)["resume-classifier"], gpu.cached
+    found = rows_of(gpu, resume, gpu.setting("cpu", tmp_path, "resume"), capsys)
+    assert [(row["result"], row["words"]) for row in found] == [
+        ("ok", "killed in epoch 0, gone on from step 4 of 12, 2 epochs in history.csv")]
+    found = rows_of(gpu, cache, gpu.setting("cpu", tmp_path, "cache"), capsys)
+    assert found[0]["result"] == "ok" and "the weights are the same bits" in found[0]["words"]
+    monkeypatch.setattr(gpu, "DTYPES", {"off": None})
+    monkeypatch.setattr(gpu, "SECONDS", 0.1)
+    here = gpu.setting("cpu", tmp_path, "speed")
+    here.workers = 1
+    [row] = rows_of(gpu, lambda here: gpu.speed(here, MODEL, "backbone"), here, capsys)
+    assert row["result"] == "ok" and row["words"].startswith("limit "), row
+    assert min(row["numbers"][name] for name in ("limit", "without_decoding", "with_decoding", "workers_alone")) > 0
+    assert len(row["numbers"]["epochs"]) == 4
+
+
+def test_why_the_limit_is_not_reached():
+    gpu = program("gpu")
+    parts = {"to_input": 1.0}
+    assert gpu.reason(1000, 960, 500, 16, 100, parts) == ""
+    assert gpu.reason(1000, 480, 500, 16, 100, parts) == "decoding: 500 images/s with 16 workers, the network could take 1000"
+    # 200 ms a step in place of 100
+    loop = "the loop: a step takes 200.0 ms, on one batch 100.0 ms; to_input 1.0 ms, the rest (metrics, loader, Python) 99.0 ms"
+    assert gpu.reason(1000, 500, 2000, 16, 100, parts) == loop
+    assert gpu.reason(1000, 500, 900, 16, 100, parts) == f"decoding: 900 images/s with 16 workers, the network could take 1000; {loop}"
+    found = {"limit": 1000, "without_decoding": 990, "workers_alone_without_decoding": 5000, "with_decoding": 480, "workers_alone": 500,
+             "limit_with_best_flags": 1100, "batch": 100, "timm": 470}
+    assert gpu.sides(found, 16, parts) == (
+        "limit 1000 images/s, without decoding 990 (99%), with decoding 480 (48%; decoding: 500 images/s with 16 workers, the network "
+        "could take 1000), limit with cudnn.benchmark and TF32 1100, timm 470")
+
+
+def test_what_the_parts_for_a_gpu_change_and_name_is_there(tmp_path, monkeypatch):
+    gpu, text = program("gpu"), (ROOT / "benchmarks/gpu.py").read_text()
+    script = (ROOT / "train_classifier.py").read_text()
+    for old in ("gpus = torch.cuda.device_count() if all_gpus else 1", "nn.DataParallel(model)", "processes > 1"):
+        assert f'"{old}"' in text and old in script
+    with pytest.raises(SystemExit, match="does not say some other text any more"):
+        gpu.launch(json.dumps(["train_classifier", [], [["some other text", ""]], ""]))
+    same = program("same_weights")
+    assert {name for names in gpu.OPTIONS.values() for name in names.split()} <= same.COMMANDS.keys()
+    here = gpu.setting("cpu", tmp_path, "x")
+    for parser, name in ((train_classifier, "train_classifier"), (train_regressor, "train_regressor")):
+        parser.build_parser().parse_args([str(word) for word in gpu.words_for(here, name, "run", "--epochs 1")])

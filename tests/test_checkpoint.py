@@ -492,3 +492,28 @@ def test_a_resumed_optimizer_keeps_what_a_run_may_change_and_gets_back_the_rest(
     checkpoint.load_optimizer(after, before.state_dict())
     group = after.param_groups[0]
     assert [group[k] for k in ("peak_lr", "weight_decay", "lr", "betas")] == [0.2, 0.25, 0.03, (0.85, 0.999)]
+
+
+def test_an_optimizers_state_is_loaded_for_the_form_that_it_has_now():
+    """A fused one keeps its numbers of steps beside the weights and in float32, others on the CPU as they are: what comes
+    from another kind of device is made fit."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    before, after = torch.optim.AdamW([parameter], fused=False), torch.optim.AdamW([parameter], fused=True)
+    parameter.grad = torch.ones(2)
+    before.step()
+    state = before.state_dict()
+    state["state"][0]["step"] = state["state"][0]["step"].double()
+    checkpoint.load_optimizer(after, state)
+    assert after.state[parameter]["step"].dtype == torch.float32 and after.param_groups[0]["fused"]
+    assert state["param_groups"][0]["fused"] is False  # what was handed in stays as it was
+
+
+def test_the_type_of_the_gpu_is_a_part_of_the_machine(monkeypatch):
+    here = checkpoint.machine()
+    assert here["gpu"] == "none"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA X")
+    assert checkpoint.machine_changes({"machine": here}) == [
+        "warning: gpu was none and is NVIDIA X: results may differ in the last bits"]
+    older = {"machine": {what: value for what, value in here.items() if what != "gpu"}}
+    assert checkpoint.machine_changes(older) == []  # before it was written down

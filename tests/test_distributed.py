@@ -340,6 +340,24 @@ def _parent(stat):
         return None
 
 
+@pytest.mark.parametrize("gpus, nccl, backend", [(True, True, "cpu:gloo,cuda:nccl"), (True, False, "gloo"), (False, False, "gloo")])
+def test_nccl_between_gpus_where_there_is_one(monkeypatch, gpus, nccl, backend):
+    """Windows has GPUs and no NCCL."""
+    asked = []
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: nccl)
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda url: iter([(None, 0, 2)]))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **more: asked.append(backend))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(distributed, "_clean", lambda *store: None)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    with distributed.joined():
+        pass
+    assert asked == [backend]
+
+
 # ---- what is refused
 
 

@@ -48,6 +48,19 @@ def edited(tmp_path, monkeypatch):
     return edit
 
 
+def test_a_run_in_bf16_goes_on_with_more_gpus(edited, train, monkeypatch, tmp_path, capsys):
+    """DataParallel cannot use bf16; on a CPU it hands on to the network itself."""
+    monkeypatch.setattr(models, "auto_precision", lambda *a: ("bf16", "so says the test"))
+    run = train("--freeze", "backbone", amp="auto", output=tmp_path / "run")
+    edited((["gpus = torch.cuda.device_count() if all_gpus else 1"], ["gpus = 2"]))
+    train_classifier.main(["--resume", str(run / "last.pt"), "--epochs", "2"])
+    assert "precision fp16 (DataParallel's threads know no other)" in capsys.readouterr().out
+    assert [float(row["loss_scale"]) > 1 for row in history(run)] == [False, True]  # with a scaler, now
+    monkeypatch.undo()  # and with one again: it stays with fp16
+    train_classifier.main(["--resume", str(run / "last.pt"), "--epochs", "3"])
+    assert read(run / "last.pt")["precision"] == "fp16"
+
+
 def stopped_and_resumed(train, *options, moment=2, **named):
     """A run that is stopped at its second step and goes on."""
     output = named.pop("output")

@@ -478,6 +478,18 @@ def test_out_of_memory_names_the_way_out(train, monkeypatch, error_of):
         assert error_of(train).endswith("; or --amp bf16, or in training with a frozen backbone --cache-features 1")
 
 
+@pytest.mark.parametrize("words, said", [
+    ("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in https://docs.nvidia.com for more.", "CUDA error: out of memory"),
+    ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", None),
+    ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", None),
+    ("Caught OutOfMemoryError in replica 1 on device 1.\nOriginal Traceback (most recent call last):\n  File x\nout of memory",
+     "Caught OutOfMemoryError in replica 1 on device 1"),
+])
+def test_a_gpu_without_memory_has_many_words(words, said):
+    text, status = ending.last_words(RuntimeError(words))
+    assert status == 2 and text.startswith(f"error: {said or words}: take a smaller --batch-size") and "\n" not in text
+
+
 def test_real_lack_of_memory(lives, pictures, tmp_path):
     before = ("import resource\nused = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
               "resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))")

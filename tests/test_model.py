@@ -459,6 +459,20 @@ def test_a_squeezenet_head_can_go_below_zero():
     assert (net(torch.randn(4, 3, 64, 64)) < 0).any()
 
 
+def test_a_gpu_that_cannot_be_used_is_said(monkeypatch):
+    """Another process may hold all of its memory."""
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", full)
+    for name in ("auto", "cuda"):
+        with pytest.raises(ModelError, match=rf"^--device {name} cannot be used here \(CUDA out of memory.*\): try --device cpu$"):
+            models.pick_device(name)
+    with pytest.raises(ModelError, match=r"try --device cuda$"):
+        models.pick_device("cuda:7")
+
+
 def test_auto_precision_avoids_depthwise_convolutions_on_a_cpu(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)

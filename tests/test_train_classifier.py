@@ -596,6 +596,38 @@ def test_every_optimizer_is_pytorchs_with_its_decay(train, monkeypatch, name, ki
     assert sum(g["weight_decay"] == 0.25 for g in made[1].param_groups) == 6  # of each of the six layer groups
 
 
+@pytest.mark.parametrize("script", ["train", "regress", "continue_with"])
+def test_a_first_step_of_sgd_that_overflows_is_passed_over_whole(request, script, monkeypatch):
+    """As if it had never been: nothing of it is in the momentum. (So it often is where a GPU has fp16 alone.)"""
+    real = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *a, **k: real(*a, init_scale=2.0**60, **k))
+    run = request.getfixturevalue(script)("--optimizer", "sgd", "--freeze", "backbone", amp="fp16")
+    state = read(run / "last.pt")
+    assert [row["skipped_steps"] for row in state["history"]] == [state["step"]] and state["step"] > 1
+    assert state["scaler"]["scale"] == 2.0 ** (60 - state["step"])
+    assert state["optimizer"]["state"] == {}
+
+
+@pytest.fixture
+def continue_with(train, weights, pictures, tmp_path):
+    """continue_with(...) is train_continual.main on the same pictures."""
+    import train_continual
+
+    def run(*options, amp):
+        start, output = train(weights=weights), tmp_path / "continual"
+        train_continual.main(["--from", str(start / "best.pt"), "--data", str(pictures), "--output", str(output), "--epochs", "1",
+                              "--batch-size", "8", "--workers", "0", "--amp", amp, "--no-report", "--method", "freeze", *options])
+        return output
+
+    return run
+
+
+def test_sgd_goes_on_when_a_part_of_a_layer_thaws(train, regress):
+    for script in (train, regress):
+        run = script("--optimizer", "sgd", "--freeze", "stage4.0", "--unfreeze", "1:all", epochs=2)
+        assert len(history(run)) == 2
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_trains_and_keeps_float32_weights(train, amp):
     run = train(amp=amp, epochs=2, lr=0.01)
