@@ -45,9 +45,9 @@ class DataError(Exception):
 
 # ---- finding and splitting
 
-Images = namedtuple("Images", "classes splits ignored")
+Images = namedtuple("Images", "classes splits ignored notes", defaults=[()])
 Images.__doc__ = """classes: sorted names. splits: {"train", "val", maybe "test": [(path, label), ...]}.
-ignored: a Counter of what was passed over, by file extension or folder name."""
+ignored: a Counter of what was passed over, by file extension or folder name. notes: further lines for a person."""
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
@@ -196,6 +196,7 @@ def describe(images, most=20, hints=True):
     if images.ignored:
         kinds = ", ".join(f"{n} {kind}" for kind, n in images.ignored.most_common(5))
         lines.append(f"note: passed over what is no picture or split: {kinds}")
+    lines += images.notes
     return "\n".join(lines + pictures_to_know_of(images.splits))
 
 
