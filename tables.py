@@ -808,9 +808,9 @@ def refuse_constant(values, labels):
 # ---- the table to learn classes from
 
 Classes = namedtuple("Classes", "classes splits ignored notes")
-Classes.__doc__ = """What class folders would give, in their order. classes: sorted names. splits: {"train", "val", maybe
-"test": [(path, label), ...]}, where `label` is the place of the class in that list. ignored: {}. notes: lines for a
-person, also about what is not used."""
+Classes.__doc__ = """What class folders would give, in their order. classes: sorted names. splits: {"train", "val",
+maybe "test": [(path, label), ...]}, where `label` is the place of the class in that list. ignored: {}. notes: lines for
+a person, also about what is not used."""
 
 
 def read_classes(file, target, split_paths, val_split=0.2, file_column="file", folder=None):
@@ -821,7 +821,6 @@ def read_classes(file, target, split_paths, val_split=0.2, file_column="file", f
         train, paths for val), called for each class; the share is `val_split`, and the folder that of the pictures.
     """
     sheet = read_csv(file)
-    target = pick_columns([target], sheet)[0]
     rows = _class_rows(sheet, target, file_column, folder)
     lines = defaultdict(lambda: defaultdict(dict))  # {split: {class: {path: line}}}
     spelled = {}
@@ -852,17 +851,18 @@ def read_class_rows(file, target, file_column="file", folder=None, classes_optio
     pictures (`file_column`, `folder`: see `find_pictures`), one of names, `target`, and maybe a column `split` (see
     `read_rows`). Raises TableError.
 
-    classes_optional: cells of that column, or all of it, may lack. Without it, those of rows of the split test may.
+    classes_optional: cells of that column, or all of it, may lack (and `target` be None). Without it, those of rows of
+    the split test may.
     """
     sheet = read_csv(file)
-    return _class_rows(sheet, pick_columns([target], sheet)[0], file_column, folder, classes_optional), sheet.notes
+    return _class_rows(sheet, target, file_column, folder, classes_optional), sheet.notes
 
 
 def _class_rows(sheet, target, file_column, folder, classes_optional=False):
-    """The rows of `read_class_rows`. target: as the column is named."""
-    file_column = pick_columns([file_column], sheet)[0]
+    """The rows of `read_class_rows`."""
+    file_column, target = pick_columns([file_column], sheet)[0], target and pick_columns([target], sheet)[0]
     there = target in sheet.columns
-    if not there and classes_optional:
+    if target and not there and classes_optional:
         sheet.notes.append(f"note: {sheet.file} has no column '{target}': nothing to score by")
     require_columns(sheet, [file_column] if classes_optional else [file_column, target])
     splits = read_splits(sheet)

@@ -58,7 +58,7 @@ def build_parser():
     add_table_options(add)
     add("--target", metavar="COLUMN", help="the column of --labels that names the classes")
     add("--val-split", type=number(float, 0.01, 0.99), default=0.2, metavar="SHARE",
-        help="share of each class that is set aside where there is no val/, or row of val (default %(default)s)")
+        help="share of each class that is set aside where there is no val/ (default %(default)s)")
     add("--augment", choices=data.AUGMENT, default="standard",
         help="light: a slight crop, flip; standard: any crop, flip; strong: and colours, distortions, holes (default "
              "%(default)s)")
