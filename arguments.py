@@ -242,7 +242,8 @@ def shared_rules(args, backbone_trains, processes=1):
     table = options.get("labels"), "--labels, a CSV"
     listing = not options.get("list_layers"), "training: --list-layers shows the network with a linear head"
     return {
-        "labels": (options.get("target"), "--target, the column to learn"), "target": table, "file_column": table,
+        "labels": (options.get("target") and args.data, "--data and --target, the column to learn"),
+        "target": table, "file_column": table,
         "hidden": (options.get("head") == "mlp", "--head mlp"), "head": listing, "dropout": listing,
         "find_lr": (args.resume is None and args.lr != 0 and processes == 1,
                     "a new run (no --resume), an --lr above 0 and a single process"),

@@ -297,7 +297,9 @@ def read_classes(args, state):
     # (An older checkpoint, or one from class folders, has no such options, or None.)
     target = args.target or options.get("target")
     column = args.file_column or options.get("file_column") or "file"
-    rows, notes = tables.read_class_rows(args.labels, target, column, args.data, classes_optional=True)
+    # A column that is named here must be there.
+    rows, notes = tables.read_class_rows(args.labels, target, column, args.data, classes_optional=True,
+                                         column_optional=not args.target)
     rows = rows_of_split(args, rows)
     place = {nfc(name): label for label, name in enumerate(classes)}
     without = [path for path, _, name in rows if name is None]

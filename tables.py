@@ -61,11 +61,17 @@ KINDS = {b"PK\x03\x04": None, b"\xd0\xcf\x11\xe0": "an old Excel file", b"PAR1":
 
 def table_path(folder, name):
     """The path of a table whose name is relative to the folder. Raises TableError if only from here there is one."""
+    _refuse_missing(folder)
     path = os.path.join(folder, name)
     if not os.path.exists(path) and os.path.isfile(name):
         raise TableError(f"there is no {path}: --labels is relative to --data: type --labels "
                          f"{shlex.quote(os.path.relpath(name, folder))}")
     return path
+
+
+def _refuse_missing(folder):
+    if not os.path.isdir(folder):
+        raise TableError(f"no such folder: {folder}: say where the pictures are, by --data")
 
 
 def read_csv(file):
@@ -452,11 +458,11 @@ def find_pictures(sheet, column="file", folder=None):
 
     Adds to the notes what was found so, and which pictures beside those named stand in no row.
     """
-    if folder is not None and not os.path.isdir(folder):
-        raise TableError(f"no such folder: {folder}: say where the pictures are, by --data")
-    own = str(Path(sheet.file).parent)
-    folders = {os.path.abspath(one): one for one in ([own] if folder is None else [own, str(Path(folder))])}
-    folders, listed = list(folders.values())[::-1], {}
+    folders, listed = [str(Path(sheet.file).parent)], {}
+    if folder is not None:
+        _refuse_missing(folder)
+        own = [one for one in folders if not os.path.samefile(one, folder)]
+        folders = [str(Path(folder)), *own]
     paths, others, absent, doubtful = [], [], [], []
     for line, row in sheet.rows:
         text = row[column]
@@ -464,7 +470,7 @@ def find_pictures(sheet, column="file", folder=None):
         alike = [] if exact else next(filter(None, (_similar(text, one, listed) for one in folders)), [])
         if len(alike) > 1:
             raise TableError(f"{sheet.file}, line {line}: {_shown(text)} may be {' or '.join(sorted(alike)[:3])}: "
-                             "write the one that is meant")
+                             "write the one that is meant, or say by --data where to look first")
         if alike:
             others.append((line, text, alike[0]))
         elif not exact:
@@ -480,8 +486,9 @@ def find_pictures(sheet, column="file", folder=None):
             raise TableError(f"{where}: the column {column} names no picture: leave that row out{more}")
         close = next(filter(None, (_closest(text, one, listed) for one in folders)), None)
         sought = ", nor ".join(" ".join(os.path.join(one, text).splitlines()) for one in folders)
-        raise TableError(f"{where}: no such picture: {sought}"
-                         f"{f'; did you mean {close}?' if close else ''}{more}{_encoding(sheet)}")
+        close = f"; did you mean {close}?" if close else ""
+        way_out = "; --data says where to look first" if folder is None and not close else ""
+        raise TableError(f"{where}: no such picture: {sought}{close}{more}{way_out}{_encoding(sheet)}")
     _refuse_mistaken(sheet, column, paths, {line for line, *_ in others})
     if others:
         line, text, path = others[0]
@@ -846,25 +853,25 @@ def read_classes(file, target, split_paths, val_split=0.2, file_column="file", f
     return Classes(classes, splits, {}, sheet.notes)
 
 
-def read_class_rows(file, target, file_column="file", folder=None, classes_optional=False):
+def read_class_rows(file, target, file_column="file", folder=None, classes_optional=False, column_optional=False):
     """[(path, split or None, name of the class or None), ...] and notes, from a table (see `read_csv`) with a column of
     pictures (`file_column`, `folder`: see `find_pictures`), one of names, `target`, and maybe a column `split` (see
     `read_rows`). Raises TableError.
 
-    classes_optional: cells of that column, or all of it, may lack (and `target` be None). Without it, those of rows of
-    the split test may.
+    classes_optional: cells of that column may be empty. Without it, those of rows of the split test may.
+    column_optional: there may be no such column, and `target` may be None.
     """
     sheet = read_csv(file)
-    return _class_rows(sheet, target, file_column, folder, classes_optional), sheet.notes
+    return _class_rows(sheet, target, file_column, folder, classes_optional, column_optional), sheet.notes
 
 
-def _class_rows(sheet, target, file_column, folder, classes_optional=False):
+def _class_rows(sheet, target, file_column, folder, classes_optional=False, column_optional=False):
     """The rows of `read_class_rows`."""
     file_column, target = pick_columns([file_column], sheet)[0], target and pick_columns([target], sheet)[0]
     there = target in sheet.columns
-    if target and not there and classes_optional:
+    if target and not there and column_optional:
         sheet.notes.append(f"note: {sheet.file} has no column '{target}': nothing to score by")
-    require_columns(sheet, [file_column] if classes_optional else [file_column, target])
+    require_columns(sheet, [file_column] if column_optional else [file_column, target])
     splits = read_splits(sheet)
     may_lack = [classes_optional or split == "test" for split in splits]
     names = read_names(sheet, target, may_lack) if there else [None] * len(splits)

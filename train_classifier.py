@@ -97,7 +97,7 @@ def read_arguments(argv):
     args, saved = checkpoint.resume_arguments(args, typed, "train_classifier", MAY_CHANGE, *distributed.started())
     refuse_unknown_choices(parser, args)
     if not args.data and not args.list_layers:
-        parser.error("--data is needed: a folder with one folder of pictures per class")
+        parser.error("--data is needed: a folder with one folder of pictures per class, or with those of --labels")
     by_class = args.loss in ("cross-entropy", "focal"), "--loss cross-entropy or focal"
     blended = args.loss != "soft-f1" or not (args.mixup or args.cutmix), "a --loss that can blend classes"
     unmixed = not (args.mixup or args.cutmix), "neither --mixup nor --cutmix, which blend the pictures themselves"

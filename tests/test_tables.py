@@ -323,8 +323,8 @@ def test_a_target_may_hold_a_comma(tmp_path, typed, columns, expected):
     (["im/A.png", "im/a.PNG"], "im/a.png", "'im/a.png' may be"),
     (["im/0.png"], "im/0.jpg", "line 2: no such picture: .*; did you mean im/0.png.$"), (["im/castle.png"], "im/casle.png", "did you mean im/castle.png"),
     (["images/0.png"], "image/0.png", "did you mean images/0.png"), (["train/0.png"], "test/0.png", "did you mean train/0.png"),
-    (["0.png"], "test/0.png", "no such picture: .*test/0.png$"), (["im/0.png"], "im", "no such picture"), (["im/0.png"], "", "names no picture"),
-    (["im/0.png"], '"a\nb"', "no such picture: .*a b$"), (["im/0.png"], "x" * 9999, "no such picture"),
+    (["0.png"], "test/0.png", "no such picture: .*test/0.png; --data says where to look first$"), (["im/0.png"], "im", "no such picture"), (["im/0.png"], "", "names no picture"),
+    (["im/0.png"], '"a\nb"', "no such picture: .*a b; --data says"), (["im/0.png"], "x" * 9999, "no such picture"),
 ])
 def test_the_picture_that_a_cell_means(tmp_path, there, text, meant):
     """meant: None for the path as it is written, or the place in `there`, or words of the error."""
