@@ -111,6 +111,15 @@ MAY_CHANGE = {"data", "old_data", "labels", "epochs", "lr", "backbone_lr_scale",
 DEFAULT_LR = {"sgd": 1e-2, "adam": 3e-3, "adamw": 3e-3, "rmsprop": 1e-3, "adagrad": 1e-2}
 
 
+def add_table_options(add, labels=None):
+    """The CSV of the pictures. add: the `add_argument` of the group "data". labels: the default of --labels."""
+    default = "default %(default)s" if labels else "default: none, but class folders"
+    add("--labels", default=labels, metavar="FILE",
+        help=f"a CSV of the pictures, maybe with a column split; relative to --data ({default})")
+    add("--file-column", default="file", metavar="COLUMN",
+        help="the column of --labels with the pictures: names below --data or beside the CSV (default %(default)s)")
+
+
 def add_picture_options(add, without=()):
     """Size, shape, grey levels, flips, batches, workers, the cache, unreadable pictures. add: the `add_argument` of the
     group "data".
@@ -241,7 +250,13 @@ def fill_defaults(args):
 def shared_rules(args, backbone_trains, processes=1):
     """Rules for `refuse_idle` about these options."""
     thawing = backbone_trains, "a backbone that trains or thaws"
+    options = vars(args)  # not all scripts have all of them
+    table = options.get("labels"), "--labels, a CSV"
+    listing = not options.get("list_layers"), "training: --list-layers shows the network with a linear head"
     return {
+        "labels": (options.get("target") and args.data, "--data and --target, the column to learn"),
+        "target": table, "file_column": table,
+        "hidden": (options.get("head") == "mlp", "--head mlp"), "head": listing, "dropout": listing,
         "find_lr": (args.resume is None and args.lr != 0 and processes == 1,
                     "a new run (no --resume), an --lr above 0 and a single process"),
         "sync_bn": (processes > 1, "several processes: torchrun --nproc_per_node=2, on a machine with two GPUs"),

@@ -4,7 +4,7 @@
     python predict.py --checkpoint runs/.../best.pt a_folder/ --top-k 3 --csv predictions.csv
     python predict.py --checkpoint runs/.../best.pt cats_and_dogs/test          # subfolders are classes: scores too
     python predict.py --checkpoint runs/.../best.pt a_folder/ --csv p.csv --all-probabilities   # a column per class
-    python predict.py --checkpoint runs/.../best.pt --labels houses/labels.csv --split test   # numbers: scores too
+    python predict.py --checkpoint runs/.../best.pt --labels houses/labels.csv --split test   # a table: scores too
     python predict.py --checkpoint runs/a/best.pt --checkpoint runs/b/best.pt --tta a_folder/   # the mean of four
     python predict.py --checkpoint runs/.../best.pt --weights-only weights.pth  # the bare state_dict, to use elsewhere
     python predict.py --checkpoint runs/.../best.pt --export model.pt2          # a program, or model.onnx
@@ -47,8 +47,12 @@ def build_parser():
     add("--checkpoint", required=True, action="append", metavar="FILE",
         help="best.pt or last.pt of a training run; repeatable: probabilities (or numbers) are averaged")
     add("--tta", action="store_true", help="average over each picture and its mirror image")
-    add("--labels", metavar="CSV", help="regression: the pictures of this CSV, and scores against its numbers, if any")
+    add("--labels", metavar="CSV", help="the pictures of this CSV, and scores against its classes or numbers, if any")
     add("--split", choices=list(data.SPLITS), help="with --labels: the rows of this split alone")
+    add("--data", metavar="DIR", help="with --labels: where to look for the pictures first (default: beside the CSV)")
+    add("--file-column", metavar="COLUMN", help="with --labels: the column of the pictures (default: as in training)")
+    add("--target", metavar="COLUMN",
+        help="with --labels: the column of the classes (default: as in training, if that was from a table)")
     add("--top-k", type=number(int, 1), default=1, metavar="K", help="show the K likeliest (default %(default)s)")
     add("--csv", metavar="FILE", help="write the predictions there")
     add("--all-probabilities", action="store_true",
@@ -267,7 +271,7 @@ def class_rows(args, states, outputs, good, found):
         return rows, None
     confusion = metrics.confusion_matrix(probabilities[scored].argmax(1), labels[scored], len(classes))
     of_all, there = metrics.scores(confusion), (confusion.sum(1) > 0).sum()
-    words = f"accuracy {of_all['accuracy']:.4f} on {counted(len(scored))}"
+    words = f"accuracy {of_all['accuracy']:.4f} on {counted(len(scored))}{of_which(args)}"
     if there < len(classes):
         balanced = of_all["balanced_accuracy"]
         words += f", balanced accuracy {balanced:.4f} over the {there} of {len(classes)} classes that have any"
@@ -286,10 +290,16 @@ def number_rows(args, states, outputs, good, paths, truth):
     if truth is None or truth.isnan().all():
         return rows, None
     ways = {"this model": predictions} | {k: torch.tensor(v, dtype=torch.float64) for k, v in state["baseline"].items()}
-    of_which = f"of {args.split}" if args.split else f"of {args.labels}, those it was trained on perhaps among them"
     report = metrics.regression_report(targets, truth, ways, quantiles)
     known = int((~truth.isnan()).any(1).sum())
-    return rows, f"on the {counted(known)} {of_which}:\n\n{report}"
+    return rows, f"on the {counted(known)}{of_which(args)}:\n\n{report}"
+
+
+def of_which(args):
+    """Words about the pictures that are scored."""
+    if not args.labels:
+        return ""
+    return f" of {args.split}" if args.split else f" of {args.labels}, those it was trained on perhaps among them"
 
 
 def columns_of(args, state, found, truth):
@@ -304,14 +314,49 @@ def columns_of(args, state, found, truth):
     return list(tables.prediction_rows([""], state["targets"], zeros, quantiles, levels, truth)[0])
 
 
-def read_labels(args, targets):
-    """The pictures (Found) of the rows of --labels, and their true numbers (N, targets), nan where there is none, or
-    None where there are none at all. Raises tables.TableError.
-    """
-    rows, notes = tables.read_rows(args.labels, targets, numbers_optional=True)
+def rows_of_split(args, rows):
+    """Those of --split, among rows that are tuples (path, split, ...)."""
     rows = [row for row in rows if args.split in (None, row[1])]
     if not rows:
         raise tables.TableError(f"{args.labels} has no rows that a column split calls {args.split}")
+    return rows
+
+
+def read_classes(args, state):
+    """The pictures (Found) of the rows of --labels, of a classifier. Raises tables.TableError."""
+    options, classes = state["options"], state["classes"]
+    # (An older checkpoint, or one from class folders, has no such options, or None.)
+    target = args.target or options.get("target")
+    column = args.file_column or options.get("file_column") or "file"
+    # A column that is named here must be there.
+    rows, notes = tables.read_class_rows(args.labels, target, column, args.data, classes_optional=True,
+                                         column_optional=not args.target)
+    rows = rows_of_split(args, rows)
+    place = {nfc(name): label for label, name in enumerate(classes)}
+    without = [path for path, _, name in rows if name is None]
+    strange = [(path, name) for path, _, name in rows if name is not None and name not in place]
+    if not target:
+        notes.append("note: predicted, not scored: the model comes from class folders, and no --target names the "
+                     "column of the classes")
+    elif without:
+        notes.append(f"note: {len(without)} of {len(rows)} rows of {args.labels} have no {target}: predicted, not "
+                     f"scored ({some(without)})")
+    if strange:
+        names = some(name for _, name in strange)
+        notes.append(f"note: {len(strange)} of {len(rows)} rows of {args.labels} have a {target} that is no class of "
+                     f"the model ({names}): predicted, not scored ({some(path for path, _ in strange)})")
+    for line in notes:
+        say(line)
+    return [Found(path, None, (), place.get(name, -1)) for path, _, name in rows]
+
+
+def read_numbers(args, state):
+    """The pictures (Found) of the rows of --labels, and their true numbers (N, targets), nan where there is none, or
+    None where there are none at all. Raises tables.TableError.
+    """
+    targets, column = state["targets"], args.file_column or state["options"].get("file_column") or "file"
+    rows, notes = tables.read_rows(args.labels, targets, numbers_optional=True, file_column=column, folder=args.data)
+    rows = rows_of_split(args, rows)
     # Of several numbers some may be known: a row that has none at all is None.
     nothing = [None] * len(targets)
     truth = torch.tensor([[math.nan if number is None else number for number in numbers or nothing]
@@ -337,13 +382,16 @@ def predict(args):
     if not (args.pictures or args.labels):
         return 0
     device, truth, classes = pick_device(args.device), None, state.get("classes", [])
-    if args.labels and classes:
-        raise data.DataError("--labels is for regression: give a folder whose subfolders are named like the classes")
+    if args.target and not classes:
+        raise checkpoint.CheckpointError(f"--target is for classes, and {args.checkpoint[0]} predicts the numbers "
+                                         f"{', '.join(state['targets'])}: leave it out")
     if args.all_probabilities and not classes:
         raise checkpoint.CheckpointError(f"--all-probabilities is for classes, and {args.checkpoint[0]} predicts "
                                          "numbers: leave it out")
-    if args.labels:
-        found, truth = read_labels(args, state["targets"])
+    if args.labels and classes:
+        found = read_classes(args, state)
+    elif args.labels:
+        found, truth = read_numbers(args, state)
     else:
         found = list_pictures(args.pictures, classes)
     if args.csv:  # now, and not after all the predicting
@@ -351,7 +399,7 @@ def predict(args):
             raise tables.TableError(f"--csv {args.csv} would write over the labels: give another name")
         checkpoint.refuse_other_files(args.csv, columns_of(args, state, found, truth))
 
-    for line in what_is_not_scored(found, classes) if classes else ():
+    for line in what_is_not_scored(found, classes) if classes and not args.labels else ():
         say(line)
     paths = [one.path for one in found]
     for line in data.first_frames(paths):
@@ -400,8 +448,9 @@ def main(argv=None):
         parser.error("--export writes one --checkpoint: average the outputs of several programs, or of mirror images")
     if args.pictures and args.labels:
         parser.error("give either pictures or --labels, not both")
-    if args.split and not args.labels:
-        parser.error("--split only has a meaning with --labels")
+    for option in ("split", "data", "file_column", "target"):
+        if getattr(args, option) and not args.labels:
+            parser.error(f"--{option.replace('_', '-')} only has a meaning with --labels")
     if args.all_probabilities and not args.csv:
         parser.error("--all-probabilities writes a column for each class into --csv FILE: name one")
     with ending.tidy(checkpoint.CheckpointError, data.DataError, export.ExportError, ModelError, tables.TableError):

@@ -1,15 +1,18 @@
-"""Numbers for pictures, from a CSV: read and check them, standardize them for training, and go back to their own units.
+"""Numbers or classes of pictures, from a CSV: read and check them; standardize numbers for training, and go back to
+their own units.
 
     table = read_table("./houses/labels.csv", ["price"], data.split_by_hash)     # .splits["train"] = [(path, row), ...]
     scale = fit_scale(table.values["train"], log=True)
     targets = standardize(table.values["train"], scale)                          # mean 0, standard deviation 1
     predictions, _ = to_own_units(outputs, scale)
+    found = read_classes("./dogs/labels.csv", "breed", data.split_by_hash)       # .classes, .splits, .notes
 
 For other tables, the parts of `read_table`:
 
     sheet = read_csv("anything.csv")               # .rows = [(line, {column: text}), ...]; .notes: what is to be said
     require_columns(sheet, ["text", "label"])
     paths, splits, prices = find_pictures(sheet), read_splits(sheet), read_numbers(sheet, "price")
+    breeds = read_names(sheet, "breed")
 
 This file needs torch alone and can be copied into any project.
 """
@@ -55,6 +58,21 @@ KINDS = {b"PK\x03\x04": None, b"\xd0\xcf\x11\xe0": "an old Excel file", b"PAR1":
          b"7z\xbc\xaf": "a 7z archive", b"Rar!": "a RAR archive", b"%PDF": "a PDF", b"\x89PNG": "a picture",
          b"\xff\xd8\xff": "a picture", b"{\\rtf": "an RTF document",
          b"version https://git-lfs": "the pointer to a file in Git LFS, to be fetched by git lfs pull"}
+
+
+def table_path(folder, name):
+    """The path of a table whose name is relative to the folder. Raises TableError if only from here there is one."""
+    _refuse_missing(folder)
+    path = os.path.join(folder, name)
+    if not os.path.exists(path) and os.path.isfile(name):
+        raise TableError(f"there is no {path}: --labels is relative to --data: type --labels "
+                         f"{shlex.quote(os.path.relpath(name, folder))}")
+    return path
+
+
+def _refuse_missing(folder):
+    if not os.path.isdir(folder):
+        raise TableError(f"no such folder: {folder}: say where the pictures are, by --data")
 
 
 def read_csv(file):
@@ -320,9 +338,8 @@ def require_columns(sheet, names):
     if missing[0] == "file":
         meant = _column_of_pictures(sheet) or meant
     words = f"; did you mean '{meant}'?" if meant else ""
-    # What --target names can be typed otherwise, `file` cannot.
     if missing[0] == "file":
-        words += " rename that column to file" if meant else "; name the column of the pictures file"
+        words += f" Then --file-column '{meant}'" if meant else "; --file-column says which column names the pictures"
     if len(sheet.columns) == 1:
         words = f", and no other: columns are separated by {', '.join(DELIMITERS.values())}"
     raise TableError(f"{sheet.file} has no column {', '.join(map(repr, missing))}: there are {', '.join(sheet.columns)}"
@@ -419,6 +436,17 @@ def _no_number(text):
     return f"{_shown(text)}, which is not a number{f': {plainly}' if re.search('[0-9]', text) else ''}"
 
 
+def read_names(sheet, column, may_lack=None):
+    """The cells of a column as names, a list: text as it stands, numbers too, with accents in one form and no blanks
+    around it. may_lack: for each row, whether its cell may be empty; None stands for one that is. Raises TableError.
+    """
+    names = [_clean_name(row[column]) or None for _, row in sheet.rows]
+    for (line, _), name, may in zip(sheet.rows, names, may_lack or [False] * len(names), strict=True):
+        if name is None and not may:
+            raise TableError(f"{sheet.file}, line {line}: {column} is empty: write a name, or leave that row out")
+    return names
+
+
 # What may stand in the column `split`.
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
           "test": "test", "testing": "test"}
@@ -446,41 +474,55 @@ def read_splits(sheet):
 # ---- the pictures that a column names
 
 
-def find_pictures(sheet, column="file"):
-    """The path of the file that each row names, a list; names are relative to the CSV's folder. Where there is no such
-    file, the one is taken that differs in upper and lower case, in how accents are stored, in backslashes, in blanks
-    or quotes around it, in blanks as %20, by a missing ending, or by the folders before it. Raises TableError if none
-    or several do.
+def find_pictures(sheet, column="file", folder=None):
+    """The path of the file that each row names, a list; names are relative to the `folder`, if one is given and has
+    such a file, and to the CSV's own. Where there is no such file, the one is taken that differs in upper and lower
+    case, in how accents are stored, in backslashes, in blanks or quotes around it, in blanks as %20, by a missing
+    ending, or by the folders before it. Raises TableError if none or several do.
 
     Adds to the notes what was found so, and which pictures beside those named stand in no row.
     """
-    folder, listed = str(Path(sheet.file).parent), {}
-    paths, others, absent = [], [], []
+    folders, listed = [str(Path(sheet.file).parent)], {}
+    if folder is not None:
+        _refuse_missing(folder)
+        own = [one for one in folders if not os.path.samefile(one, folder)]
+        folders = [str(Path(folder)), *own]
+    paths, others, absent, doubtful = [], [], [], []
     for line, row in sheet.rows:
         text = row[column]
-        path = os.path.join(folder, text)
-        if not os.path.isfile(path):
-            found = _similar(text, folder, listed)
-            if len(found) > 1:
-                raise TableError(f"{sheet.file}, line {line}: {_shown(text)} may be {' or '.join(sorted(found)[:3])}: "
-                                 "write the one that is meant")
-            (others if found else absent).append((line, text, *found))
-            path = found[0] if found else None
-        paths.append(path)
-    _refuse_swallowed(sheet, folder)
+        exact = [path for path in (os.path.join(one, text) for one in folders) if os.path.isfile(path)]
+        alike = [] if exact else next(filter(None, (_similar(text, one, listed) for one in folders)), [])
+        if len(alike) > 1:
+            raise TableError(f"{sheet.file}, line {line}: {_shown(text)} may be {' or '.join(sorted(alike)[:3])}: "
+                             "write the one that is meant, or say by --data where to look first")
+        if alike:
+            others.append((line, text, alike[0]))
+        elif not exact:
+            absent.append((line, text))
+        elif not os.path.samefile(exact[0], exact[-1]):
+            doubtful.append((line, *exact))
+        paths.append((exact + alike + [None])[0])
+    _refuse_swallowed(sheet, folders)
     if absent:
         line, text = absent[0]
         where, more = f"{sheet.file}, line {line}", f" (and {len(absent) - 1} more are missing)" if absent[1:] else ""
         if not _parts(text):
             raise TableError(f"{where}: the column {column} names no picture: leave that row out{more}")
-        close = _closest(text, folder, listed)
-        raise TableError(f"{where}: no such picture: {' '.join(os.path.join(folder, text).splitlines())}"
-                         f"{f'; did you mean {close}?' if close else ''}{more}{_encoding(sheet)}")
+        close = next(filter(None, (_closest(text, one, listed) for one in folders)), None)
+        sought = ", nor ".join(" ".join(os.path.join(one, text).splitlines()) for one in folders)
+        close = f"; did you mean {close}?" if close else ""
+        way_out = "; --data says where to look first" if folder is None and not close else ""
+        raise TableError(f"{where}: no such picture: {sought}{close}{more}{way_out}{_encoding(sheet)}")
     _refuse_mistaken(sheet, column, paths, {line for line, *_ in others})
     if others:
         line, text, path = others[0]
+        shortest = min((os.path.relpath(path, one) for one in folders), key=len)
         sheet.notes.append(f"note: {sheet.file}: {_count(len(others), 'picture')} found under another name than in the "
-                           f"column {column}: {_shown(text)} (line {line}) is {os.path.relpath(path, folder)}")
+                           f"column {column}: {_shown(text)} (line {line}) is {shortest}")
+    if doubtful:
+        line, taken, other = doubtful[0]
+        sheet.notes.append(f"warning: {sheet.file}: {_count(len(doubtful), 'picture')} in both folders: {taken} is "
+                           f"taken, not {other} (line {line})")
     sheet.notes.extend(_unlisted(sheet.file, paths, listed))
     return paths
 
@@ -599,12 +641,16 @@ def _closest(text, folder, listed):
     return os.path.join(homes[0], parts[-1]) if homes else None
 
 
-def _refuse_swallowed(sheet, folder):
+def _refuse_swallowed(sheet, folders):
     """Raise TableError for a row that has swallowed others, where that of a later row has closed its quote."""
+
+    def is_file(cell):
+        return any(os.path.isfile(os.path.join(folder, cell)) for folder in folders)
+
     for line, row in sheet.rows:
         for inside in (more for text in row.values() if "\n" in text for more in text.split("\n")[1:]):
             cells = [cell.strip() for cell in inside.split(sheet.delimiter)]
-            named = [cell for cell in cells if cell and os.path.isfile(os.path.join(folder, cell))]
+            named = [cell for cell in cells if cell and is_file(cell)]
             if named and len(cells) > 1:
                 raise TableError(f'{sheet.file}, line {line}: a cell in quotes (") holds the row of {named[0]}: close '
                                  "the quote that opens here before the end of its line, or take it away")
@@ -649,7 +695,8 @@ Table.__doc__ = """targets: the names of the columns to predict. splits: {"train
 (rows,)}, of mean 1 over the training split; all 1 without a column of weights. notes: lines for a person."""
 
 
-def read_table(file, targets, split_paths, val_split=0.2, weight_column=None, log=False):
+def read_table(file, targets, split_paths, val_split=0.2, weight_column=None, log=False, file_column="file",
+               folder=None):
     """Read a CSV (see `read_rows`) and split it by its column `split`. Returns a Table; raises TableError.
 
     split_paths: where there is no such column, a function (paths, share, folder) -> (paths for train, paths for val);
@@ -658,7 +705,7 @@ def read_table(file, targets, split_paths, val_split=0.2, weight_column=None, lo
     samples = {split: [] for split in ("train", "val", "test")}
     sheet = read_csv(file)
     targets = pick_columns(targets, sheet)
-    rows = _rows_of(sheet, targets, weight_column, log)
+    rows = _rows_of(sheet, targets, weight_column, log, False, file_column, folder)
     for path, split, numbers, weight in rows:
         if numbers is not None:
             samples[split or "train"].append((path, numbers, weight))
@@ -687,10 +734,10 @@ def read_table(file, targets, split_paths, val_split=0.2, weight_column=None, lo
     return Table(targets, splits, values, weights, sheet.notes)
 
 
-def read_rows(file, targets, weight_column=None, log=False, numbers_optional=False):
+def read_rows(file, targets, weight_column=None, log=False, numbers_optional=False, file_column="file", folder=None):
     """[(path, split or None, [number of each target] or None, weight), ...] and notes, from a table (see `read_csv`)
-    with a column `file` (see `find_pictures`), numeric columns `targets`, and maybe a column `split` of train, val
-    (valid, validation, dev) and test.
+    with a column of pictures (`file_column`, `folder`: see `find_pictures`), numeric columns `targets`, and maybe a
+    column `split` of train, val (valid, validation, dev) and test.
 
     log: the targets will be taken the logarithm of, so they must be above zero. numbers_optional: rows may lack
     numbers: None in place of one, and in place of the list where there is none at all. Without it, rows of the split
@@ -698,18 +745,20 @@ def read_rows(file, targets, weight_column=None, log=False, numbers_optional=Fal
     line in the file, for whatever cannot be used.
     """
     sheet = read_csv(file)
-    return _rows_of(sheet, pick_columns(targets, sheet), weight_column, log, numbers_optional), sheet.notes
+    targets = pick_columns(targets, sheet)
+    return _rows_of(sheet, targets, weight_column, log, numbers_optional, file_column, folder), sheet.notes
 
 
-def _rows_of(sheet, targets, weight_column=None, log=False, numbers_optional=False):
+def _rows_of(sheet, targets, weight_column, log, numbers_optional, file_column, folder):
     """The rows of `read_rows`. targets: as the columns are named."""
+    file_column = pick_columns([file_column], sheet)[0]
     weight_column = weight_column and pick_columns([weight_column], sheet)[0]
     missing = [name for name in targets if name not in sheet.columns]
     if missing and numbers_optional:
         sheet.notes.append(f"note: {sheet.file} has no column {', '.join(map(repr, missing))}: nothing to score by")
-        require_columns(sheet, ["file"])
+        require_columns(sheet, [file_column])
     else:
-        require_columns(sheet, ["file", *targets, *([weight_column] if weight_column else [])])
+        require_columns(sheet, [file_column, *targets, *([weight_column] if weight_column else [])])
     for name in targets:
         if other := [t for t in targets if t.startswith((f"{name}_prediction", f"{name}_q"))]:
             raise TableError(f"{other[0]} could be a column of predictions of {name}: rename it")
@@ -731,15 +780,17 @@ def _rows_of(sheet, targets, weight_column=None, log=False, numbers_optional=Fal
                              "leave --log-target out, or that row")
         if weight < 0:
             raise TableError(f"{where}: the weight {weight_column} is {weight:g}: it must be 0 or above")
-    paths = find_pictures(sheet)
+    paths = find_pictures(sheet, file_column, folder)
     sheet.notes.extend(_repeated(sheet, paths, numbers))
     return list(zip(paths, splits, numbers, weights, strict=True))
 
 
-def _repeated(sheet, paths, numbers):
-    """A warning about pictures that stand in several rows, if there are any."""
+def _repeated(sheet, paths, values, kind="numbers"):
+    """A warning about pictures that stand in several rows, if there are any. values: what each row says of its picture;
+    kind: of what kind that is.
+    """
     rows = defaultdict(list)
-    for (line, _), path, found in zip(sheet.rows, paths, numbers, strict=True):
+    for (line, _), path, found in zip(sheet.rows, paths, values, strict=True):
         rows[os.path.normpath(path)].append((line, found))
     several = {path: found for path, found in rows.items() if len(found) > 1}
     differ = {path: found for path, found in several.items() if any(n != found[0][1] for _, n in found)}
@@ -747,8 +798,9 @@ def _repeated(sheet, paths, numbers):
         return []
     path, found = next(iter((differ or several).items()))
     where = ", ".join(str(line) for line, _ in found[:5])
+    way_out = "; several labels of a picture: train_multilabel.py" if differ and kind == "classes" else ""
     return [f"warning: {sheet.file}: {_count(len(several), 'picture')} in several rows, {len(differ) or 'none'} with "
-            f"different numbers: {os.path.basename(path)} in the lines {where}"]
+            f"different {kind}: {os.path.basename(path)} in the lines {where}{way_out}"]
 
 
 def describe(table):
@@ -789,6 +841,156 @@ def refuse_constant(values, labels):
     """Raise TableError if a target has the same value in all rows (rows, targets) of the validation split."""
     if (values == values[0]).all(0).any():
         raise TableError(f"{labels}: a target is the same in all val rows, so there is no val_r2 to monitor")
+
+
+# ---- the table to learn classes from
+
+Classes = namedtuple("Classes", "classes splits ignored notes")
+Classes.__doc__ = """What class folders would give, in their order. classes: sorted names. splits: {"train", "val",
+maybe "test": [(path, label), ...]}, where `label` is the place of the class in that list. ignored: {}. notes: lines for
+a person, also about what is not used."""
+
+
+def read_classes(file, target, split_paths, val_split=0.2, file_column="file", folder=None):
+    """Read a CSV (see `read_class_rows`) whose column `target` names the classes of pictures: a Classes. A picture
+    counts once in a class of a split, in however many rows it stands. Raises TableError.
+
+    split_paths: where there is no column `split`, or no row of val, a function (paths, share, folder) -> (paths for
+        train, paths for val), called for each class; the share is `val_split`, and the folder that of the pictures.
+    """
+    sheet = read_csv(file)
+    rows = _class_rows(sheet, target, file_column, folder)
+    lines = defaultdict(lambda: defaultdict(dict))  # {split: {class: {path: line}}}
+    spelled = {}
+    for (line, _), (path, split, name) in zip(sheet.rows, rows, strict=True):
+        if name is not None:
+            path = spelled.setdefault(os.path.normpath(path), path)
+            lines[split or "train"][name].setdefault(path, line)
+    if without := sum(name is None for _, _, name in rows):
+        sheet.notes.append(f"note: {file}: left out {_count(without, 'row')} of the split test without a class: "
+                           "predict.py --labels predicts them")
+    classes = sorted(lines["train"])
+    _refuse_no_classes(file, target, lines)
+    root = Path(file).parent if folder is None else folder
+    paths = {split: {name: sorted(found, key=lambda path: _in_folders(path, root)) for name, found in of_split.items()}
+             for split, of_split in lines.items()}
+    if "val" not in paths:
+        _refuse_single_pictures(file, target, lines["train"])
+        halves = {name: split_paths(found, val_split, root) for name, found in paths["train"].items()}
+        paths |= {split: {name: half[i] for name, half in halves.items()} for i, split in enumerate(("train", "val"))}
+    splits = {split: [(path, label) for label, name in enumerate(classes) for path in paths[split].get(name, [])]
+              for split in ("train", "val", "test") if split in paths}
+    sheet.notes.extend(_class_notes(file, target, classes, paths))
+    return Classes(classes, splits, {}, sheet.notes)
+
+
+def read_class_rows(file, target, file_column="file", folder=None, classes_optional=False, column_optional=False):
+    """[(path, split or None, name of the class or None), ...] and notes, from a table (see `read_csv`) with a column of
+    pictures (`file_column`, `folder`: see `find_pictures`), one of names, `target`, and maybe a column `split` (see
+    `read_rows`). Raises TableError.
+
+    classes_optional: cells of that column may be empty. Without it, those of rows of the split test may.
+    column_optional: there may be no such column, and `target` may be None.
+    """
+    sheet = read_csv(file)
+    return _class_rows(sheet, target, file_column, folder, classes_optional, column_optional), sheet.notes
+
+
+def _class_rows(sheet, target, file_column, folder, classes_optional=False, column_optional=False):
+    """The rows of `read_class_rows`."""
+    file_column, target = pick_columns([file_column], sheet)[0], target and pick_columns([target], sheet)[0]
+    there = target in sheet.columns
+    if target and not there and column_optional:
+        sheet.notes.append(f"note: {sheet.file} has no column '{target}': nothing to score by")
+    require_columns(sheet, [file_column] if column_optional else [file_column, target])
+    splits = read_splits(sheet)
+    may_lack = [classes_optional or split == "test" for split in splits]
+    names = read_names(sheet, target, may_lack) if there else [None] * len(splits)
+    paths = find_pictures(sheet, file_column, folder)
+    sheet.notes.extend(_repeated(sheet, paths, names, "classes"))
+    return list(zip(paths, splits, names, strict=True))
+
+
+def _in_folders(path, root):
+    """What sorts paths as the pictures of class folders below `root` are sorted: those in a folder before those further
+    down.
+    """
+    *folders, name = Path(os.path.relpath(path, root)).parts
+    return [(1, unicodedata.normalize("NFC", part), part) for part in folders] + [
+        (0, unicodedata.normalize("NFC", name), name)]
+
+
+def _refuse_no_classes(file, target, lines):
+    """Raise TableError if what the rows name are no classes to learn. lines: {split: {class: {path: line}}}."""
+    if not (train := lines["train"]):
+        raise TableError(f"{file} has no rows of the split train: name some so in its column 'split'")
+    if len(train) == 1:
+        raise TableError(f"{file}: {target} is {_shown(*train)} in every row of the training split: a classifier needs "
+                         "two classes or more")
+    everywhere = Counter(name for of_split in lines.values() for name, found in of_split.items() for _ in found)
+    if max(everywhere.values()) == 1:
+        raise TableError(f"{file}: the column {target} holds another name in each of its {len(everywhere)} rows: a "
+                         "class needs several pictures; if the classes stand in another column, name that by --target"
+                         f"{_as_numbers(everywhere)}")
+    for split in ("val", "test"):
+        for name, found in lines.get(split, {}).items():
+            if name not in train:
+                raise TableError(f"{file}, line {min(found.values())}: a row of the split {split} has the class "
+                                 f"{_shown(name)}, which no row of train has: put pictures of it into train, or leave "
+                                 f"that row out{_as_numbers(everywhere)}")
+
+
+def _refuse_single_pictures(file, target, train):
+    """Raise TableError for a class of one picture, which cannot be in train and in val. train: {class: {path: line}}"""
+    single = [(min(found.values()), name) for name, found in train.items() if len(found) == 1]
+    if single:
+        line, name = min(single)
+        more = f" (and of {len(single) - 1} more of the {len(train)} classes)" if single[1:] else ""
+        raise TableError(f"{file}, line {line}: this is the only picture of the {target} {_shown(name)}{more}, so it "
+                         "cannot be in train and in val: add a second one, leave that row out, or say in a column "
+                         f"'split' which rows are val{_as_numbers(train)}")
+
+
+def _as_numbers(names):
+    """Words for names that are all numbers."""
+    numbers = all(PLAIN.fullmatch(name) or WITH_COMMA.fullmatch(name) for name in names)
+    return "; if these are numbers to predict: train_regressor.py" if numbers else ""
+
+
+def _class_notes(file, target, classes, paths):
+    """Lines about classes that are not all scored, and names that may not be meant as they stand."""
+    notes = []
+    for split in paths:
+        if lacking := [name for name in classes if not paths[split].get(name)]:
+            notes.append(f"note: {file}: no row of the split {split} has the {target} {_some(lacking)}: trained, but "
+                         "not scored")
+    groups = defaultdict(list)
+    for name in classes:
+        groups[_as_meant(name)].append(name)
+    if alike := [" and ".join(map(_shown, names)) for names in groups.values() if len(names) > 1]:
+        more = f" and {len(alike) - 3} more such" if alike[3:] else ""
+        notes.append(f"warning: {file}: classes of their own, since text counts as it stands: {'; '.join(alike[:3])}"
+                     f"{more}: write them alike if they are one")
+    if nothing := [name for name in classes if name.lower() in NOTHING]:
+        notes.append(f"warning: {file}: {_some(nothing)} is taken as the name of a class: leave those rows out if it "
+                     "means that there is none")
+    measured = _as_numbers(classes) and [name for name in classes if not float(name.replace(",", ".")).is_integer()]
+    if measured:
+        notes.append(f"warning: {file}: {target} holds numbers such as {measured[0]}, taken as the names of "
+                     f"{len(classes)} classes: train_regressor.py predicts numbers")
+    return notes
+
+
+def _as_meant(name):
+    """The same for names that people and programs take for one: cat and Cat, 1 and 01 and 1.0, a b and a_b."""
+    if PLAIN.fullmatch(name):
+        return float(name)
+    text = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).casefold()).strip()
+    return re.sub(r"(?<!\d)0+(?=\d)", "", "".join(letter for letter in text if letter.isprintable()))
+
+
+def _some(names):
+    return ", ".join(map(_shown, names[:5])) + (f" and {len(names) - 5} more" if names[5:] else "")
 
 
 # ---- standardizing, and back

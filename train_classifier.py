@@ -3,12 +3,14 @@
     python train_classifier.py --data ./cats_and_dogs --freeze backbone            # train the new head alone
     python train_classifier.py --data ./cats_and_dogs                              # train everything
     python train_classifier.py --data ./cats_and_dogs --freeze backbone --unfreeze 1:layer4 --unfreeze 3:all
+    python train_classifier.py --data ./dogs --labels labels.csv --target breed    # classes from a table
     python train_classifier.py --model efficientnet_b0 --list-layers               # the names to freeze and thaw
     torchrun --nproc_per_node=2 train_classifier.py --data ./cats_and_dogs --output runs/a --resume     # two GPUs
     python train_classifier.py --resume runs/train_classifier/.../last.pt          # go on after an interruption
 
---data holds train/ and val/ (and test/), or is one folder to be split; in them one folder of pictures per class. What
-comes out lies in --output: best.pt and last.pt, history.csv (one row per epoch), args.json, the predictions.
+--data holds train/ and val/ (and test/), or is one folder to be split; in them one folder of pictures per class. Or
+--labels is a CSV of its pictures, whose column --target names the classes. What comes out lies in --output: best.pt and
+last.pt, history.csv (one row per epoch), args.json, the predictions.
 
 More: docs/training.md
 """
@@ -38,10 +40,10 @@ import losses
 import lr_finder
 import metrics
 import report
+import tables
 from arguments import (MAY_CHANGE, above, add_freezing_options, add_network_options, add_optimizer_options,
-                       add_picture_options, add_saving_options, add_training_options, fill_defaults, make_parser,
-                       number, refuse_idle, refuse_unknown_choices, share, shared_rules,
-                       typed_options)
+                       add_picture_options, add_saving_options, add_table_options, add_training_options, fill_defaults,
+                       make_parser, number, refuse_idle, refuse_unknown_choices, share, shared_rules, typed_options)
 from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, build, build_options, check_image_size,
                    load_pretrained, load_weights, mlp_head, pick_device, pick_precision, preprocessing_for, set_dropout)
 
@@ -52,7 +54,9 @@ def build_parser():
     """What is the same in every script stands in arguments.py."""
     parser = make_parser(__doc__)
     add = parser.add_argument_group("data").add_argument
-    add("--data", metavar="DIR", help="train/ and val/ (and test/), or one folder of class folders to be split")
+    add("--data", metavar="DIR", help="train/ and val/ (and test/), or one folder of class folders; or of --labels")
+    add_table_options(add)
+    add("--target", metavar="COLUMN", help="the column of --labels that names the classes")
     add("--val-split", type=number(float, 0.01, 0.99), default=0.2, metavar="SHARE",
         help="share of each class that is set aside where there is no val/ (default %(default)s)")
     add("--augment", choices=data.AUGMENT, default="standard",
@@ -93,16 +97,14 @@ def read_arguments(argv):
     args, saved = checkpoint.resume_arguments(args, typed, "train_classifier", MAY_CHANGE, *distributed.started())
     refuse_unknown_choices(parser, args)
     if not args.data and not args.list_layers:
-        parser.error("--data is needed: a folder with one folder of pictures per class")
+        parser.error("--data is needed: a folder with one folder of pictures per class, or with those of --labels")
     by_class = args.loss in ("cross-entropy", "focal"), "--loss cross-entropy or focal"
     blended = args.loss != "soft-f1" or not (args.mixup or args.cutmix), "a --loss that can blend classes"
     unmixed = not (args.mixup or args.cutmix), "neither --mixup nor --cutmix, which blend the pictures themselves"
-    listing = not args.list_layers, "training: --list-layers shows the network with a linear head"
     refuse_idle(parser, typed, shared_rules(args, freeze.backbone_trains(args.freeze, args.unfreeze), args.processes) | {
-        "cache_features": unmixed, "hidden": (args.head == "mlp", "--head mlp"), "head": listing, "dropout": listing,
         "focal_gamma": (args.loss == "focal", "--loss focal"), "costs": (args.loss == "cost", "--loss cost"),
         "class_weights": by_class, "label_smoothing": by_class, "mixup": blended, "cutmix": blended,
-        "class_weight_mean": (args.class_weights, "--class-weights"),
+        "class_weight_mean": (args.class_weights, "--class-weights"), "cache_features": unmixed,
         "l2_sp": (freeze.backbone_trains(args.freeze, args.unfreeze) and args.weights.lower() != "none",
                   "a pretrained backbone that trains or thaws"),
     })
@@ -141,12 +143,12 @@ def train(args, saved, stop):
     say = partial(tqdm.write, file=None if rank == 0 else sys.stderr)
 
     # ---- 3 data ------------------------------------------------------------------------------------------------------
-    images = data.find_images(args.data, args.val_split)
+    images = find_images(args)
     classes = images.classes
     fingerprint = data.fingerprint(images)
     # A resumed run needs the pictures that it began with.
     if saved:
-        data.refuse_others(fingerprint, saved["data"], args.data, args.resume)
+        data.refuse_others(fingerprint, saved["data"], args.labels or args.data, args.resume)
     # This opens files, to find pictures that are in two splits, so only the first process does it.
     if rank == 0:
         print(data.describe(images))
@@ -589,6 +591,14 @@ def train(args, saved, stop):
         print(report.sum_up(run.folder, progress.history, args.monitor, not args.no_report))
 
 
+def find_images(args):
+    """The pictures and their classes, by the folders that they lie in, or by a column of the table --labels."""
+    if not args.labels:
+        return data.find_images(args.data, args.val_split)
+    file = tables.table_path(args.data, args.labels)
+    return tables.read_classes(file, args.target, data.split_by_hash, args.val_split, args.file_column, args.data)
+
+
 def plain_mean_cross_entropy(logits, labels, weight, label_smoothing):
     """The weighted losses of the pictures, divided by their number and not by the sum of their weights."""
     per_picture = nn.functional.cross_entropy(logits, labels, weight, label_smoothing=label_smoothing, reduction="none")
@@ -658,7 +668,7 @@ def find_lr(model, trial, optimizer, scaler, lr, folder):
 
 def list_layers(args):
     """--list-layers: the table that section 10 prints, for a linear head; no weights are needed."""
-    options = {"num_classes": len(data.find_images(args.data, args.val_split).classes)} if args.data else {}
+    options = {"num_classes": len(find_images(args).classes)} if args.data else {}
     auxiliary = freeze.backbone_trains(args.freeze, args.unfreeze)
     size = args.image_size or load_pretrained("none", args.model)["image_size"]
     model = build(args.model, **options, **build_options(args.model, size, auxiliary=auxiliary))
@@ -670,7 +680,7 @@ def list_layers(args):
 def main(argv=None):
     with ending.tidy(checkpoint.CheckpointError, data.DataError, distributed.ProcessError, features.FeaturesError,
                      freeze.FreezeError, losses.LossError, lr_finder.RangeTestError, ModelError,
-                     report.ReportError) as stop, distributed.joined(stop):
+                     report.ReportError, tables.TableError) as stop, distributed.joined(stop):
         args, saved = distributed.from_main(read_arguments, argv)
         if args.list_layers:
             list_layers(args)

@@ -6,9 +6,9 @@
     torchrun --nproc_per_node=2 train_regressor.py --data ./houses --target price --output runs/a --resume     # two GPUs
     python train_regressor.py --resume runs/train_regressor/.../last.pt                   # go on after an interruption
 
---labels is a CSV below --data with a column `file` (paths relative to the CSV), the numeric columns that --target
-names, and maybe a column `split` of train, val and test. Targets are standardized with the training split's mean and
-standard deviation: the loss is in those units, every metric and prediction in your own. What comes out lies in
+--labels is a CSV below --data with a column `file` (paths below --data, or beside the CSV), the numeric columns that
+--target names, and maybe a column `split` of train, val and test. Targets are standardized with the training split's
+mean and standard deviation: the loss is in those units, every metric and prediction in your own. What comes out lies in
 --output: best.pt and last.pt, history.csv (one row per epoch), args.json, the predictions.
 
 More: docs/numbers.md
@@ -41,8 +41,8 @@ import metrics
 import report
 import tables
 from arguments import (MAY_CHANGE, above, add_freezing_options, add_network_options, add_optimizer_options,
-                       add_picture_options, add_saving_options, add_training_options, fill_defaults, make_parser,
-                       names, number, numbers, refuse_idle, refuse_unknown_choices, shared_rules,
+                       add_picture_options, add_saving_options, add_table_options, add_training_options, fill_defaults,
+                       make_parser, names, number, numbers, refuse_idle, refuse_unknown_choices, shared_rules,
                        typed_options)
 from model import (AUXILIARY_WEIGHT, ModelError, auxiliary_heads, build, build_options, check_image_size,
                    load_pretrained, load_weights, mlp_head, pick_device, pick_precision, preprocessing_for, set_dropout)
@@ -54,9 +54,8 @@ def build_parser():
     """What is the same in every script stands in arguments.py."""
     parser = make_parser(__doc__)
     add = parser.add_argument_group("data").add_argument
-    add("--data", metavar="DIR", help="the folder of --labels")
-    add("--labels", default="labels.csv", metavar="FILE",
-        help="a CSV with a column file, numbers, maybe split; relative to --data (default %(default)s)")
+    add("--data", metavar="DIR", help="the folder of --labels and of its pictures")
+    add_table_options(add, "labels.csv")
     add("--target", type=names, metavar="A,B", help="the column to predict, or several")
     add("--log-target", action="store_true", help="learn the logarithm: for prices and other sizes above zero")
     add("--sample-weight", metavar="COLUMN", help="a column that says how much each picture counts")
@@ -95,12 +94,9 @@ def read_arguments(argv):
         parser.error("--data and --target are needed: the folder of --labels, and a column of numbers in that file")
     if args.quantiles and 0.5 not in args.quantiles:
         parser.error("--quantiles need 0.5 among them: that is the number that is reported")
-    listing = not args.list_layers, "training: --list-layers shows the network with a linear head"
     refuse_idle(parser, typed, shared_rules(args, freeze.backbone_trains(args.freeze, args.unfreeze), args.processes) | {
         "loss": (not args.quantiles, "no --quantiles, which have a loss of their own"),
         "huber_delta": (args.loss == "huber" and not args.quantiles, "--loss huber"),
-        "hidden": (args.head == "mlp", "--head mlp"),
-        "head": listing, "dropout": listing,
     })
     report.check_tensorboard(args.tensorboard)
     fill_defaults(args)
@@ -137,10 +133,10 @@ def train(args, saved, stop):
     say = partial(tqdm.write, file=None if rank == 0 else sys.stderr)
 
     # ---- 3 data ------------------------------------------------------------------------------------------------------
-    labels_file = os.path.join(args.data, args.labels)
+    labels_file = tables.table_path(args.data, args.labels)
     # Rows without a split: a share of --val-split is set aside, by a hash of the file's name.
     table = tables.read_table(labels_file, args.target, data.split_by_hash, args.val_split,
-                              args.sample_weight, args.log_target)
+                              args.sample_weight, args.log_target, args.file_column, args.data)
     # The columns that --target names, of which one may hold a comma.
     targets = table.targets
     fingerprint = tables.fingerprint(table)

@@ -253,6 +253,59 @@ def _error(capsys, argv):
     return capsys.readouterr().err
 
 
+@pytest.mark.parametrize("split, rows, scored, said", [
+    ("test", ["cat,test", "dog,test", "cat,train"], "accuracy 0.5000 on 2 pictures of test", []),
+    (None, ["cat,test", "cat,val"], "accuracy 1.0000 on 2 pictures of {0}, those it was trained on perhaps among them, balanced", []),
+    ("test", ["cat,test", ",test", "horse,test", "Cat,test", ",val"], "accuracy 1.0000 on 1 picture of test, balanced accuracy",
+     ["1 of 4 rows of {0} have no kind: predicted, not scored (1.png)",
+      "2 of 4 rows of {0} have a kind that is no class of the model (horse, Cat): predicted, not scored (2.png, 3.png)"]),
+    (None, [",train", ",test"], None, ["2 of 2 rows of {0} have no kind: predicted, not scored (0.png, 1.png)"]),
+    (None, ["horse,train"], None, ["1 of 1 rows of {0} have a kind that is no class of the model (horse): predicted, not scored (0.png)"]),
+])
+def test_classes_in_a_table(run, unread, tmp_path, capsys, split, rows, scored, said):
+    """By the columns of the training, and by those named here; all are cats, see `unread`."""
+    state = read(run / "best.pt")
+    torch.save(state | {"options": state["options"] | {"target": "kind", "file_column": "image"}}, tmp_path / "table.pt")
+    touch(tmp_path, *(f"{i}.png" for i in range(len(rows))))
+    file = tmp_path / "x.csv"
+    file.write_text("image,kind,split\n" + "".join(f"{i}.png,{row}\n" for i, row in enumerate(rows)))
+    argv = ["--labels", file, *(["--split", split] if split else [])]
+    words, notes, truth = scores_of(capsys, tmp_path, "--checkpoint", tmp_path / "table.pt", *argv)
+    assert (words or "").startswith((scored or "").format(file)) and (words is None) == (scored is None)
+    assert notes == [f"note: {line.format('x.csv')}" for line in said]
+    cells = {f"{i}.png": row.split(",")[0] for i, row in enumerate(rows) if split in (None, row.split(",")[1])}
+    expected = {name: cell if cell in ("cat", "dog") else "" for name, cell in cells.items()}
+    assert truth == (expected if scored else dict.fromkeys(cells))
+    named = ["--checkpoint", run / "best.pt", *argv, "--file-column", "image", "--target", "kind"]
+    assert scores_of(capsys, tmp_path, *named) == (words, notes, truth)
+
+
+def test_tables_whose_columns_are_not_those_of_the_training(run, unread, tmp_path, capsys, error_of):
+    state = read(run / "best.pt")
+    torch.save(state | {"options": state["options"] | {"target": "kind"}}, tmp_path / "table.pt")
+    touch(tmp_path, "t/x/a.png", "u/a.png")
+    file = tmp_path / "t/x.csv"
+    file.write_text("file,sort\nx/a.png,cat\n")
+    trained, folders = ["--checkpoint", tmp_path / "table.pt", "--labels", file], ["--checkpoint", run / "best.pt", "--labels", file]
+    words, notes, truth = scores_of(capsys, tmp_path, *trained)
+    assert words is None and notes == ["note: t/x.csv has no column 'kind': nothing to score by",
+                                       "note: 1 of 1 rows of t/x.csv have no kind: predicted, not scored (t/x/a.png)"]
+    words, notes, truth = scores_of(capsys, tmp_path, *folders)
+    assert words is None and notes == ["note: predicted, not scored: the model comes from class folders, and no --target names "
+                                       "the column of the classes"]
+    assert scores_of(capsys, tmp_path, *folders, "--target", "sort")[0].startswith("accuracy 1.0000 on 1 picture")
+    as_text = [str(word) for word in folders]
+    assert "has no column 'sorts': there are file, sort; did you mean 'sort'?" in error_of(predict.main, [*as_text, "--target", "sorts"])
+    assert "has no rows that a column split calls val" in error_of(predict.main, [*as_text, "--split", "val"])
+    file.write_text("file,sort\na,cat\n")
+    assert list(scores_of(capsys, tmp_path, *folders, "--data", tmp_path / "u")[2]) == ["u/a.png"]
+    assert list(scores_of(capsys, tmp_path, *folders)[2]) == ["t/x/a.png"]
+    for option in ("split", "data", "file-column", "target"):
+        error = error_of(predict.main, [*as_text[:2], str(tmp_path), f"--{option}", "val"])
+        assert error == f"error: --{option} only has a meaning with --labels"
+    assert call(*folders, "--csv", file) == 2 and "would write over the labels" in capsys.readouterr().err
+
+
 def test_an_unreadable_picture_is_named_and_the_rest_predicted(run, pictures, tmp_path, capsys):
     shutil.copytree(pictures / "val/cat", tmp_path / "x")
     whole = (tmp_path / "x/cat.1.png").read_bytes()

@@ -337,8 +337,8 @@ def test_a_target_may_hold_a_comma(tmp_path, typed, columns, expected):
     (["im/A.png", "im/a.PNG"], "im/a.png", "'im/a.png' may be"),
     (["im/0.png"], "im/0.jpg", "line 2: no such picture: .*; did you mean im/0.png.$"), (["im/castle.png"], "im/casle.png", "did you mean im/castle.png"),
     (["images/0.png"], "image/0.png", "did you mean images/0.png"), (["train/0.png"], "test/0.png", "did you mean train/0.png"),
-    (["0.png"], "test/0.png", "no such picture: .*test/0.png$"), (["im/0.png"], "im", "no such picture"), (["im/0.png"], "", "names no picture"),
-    (["im/0.png"], '"a\nb"', "no such picture: .*a b$"), (["im/0.png"], "x" * 9999, "no such picture"),
+    (["0.png"], "test/0.png", "no such picture: .*test/0.png; --data says where to look first$"), (["im/0.png"], "im", "no such picture"), (["im/0.png"], "", "names no picture"),
+    (["im/0.png"], '"a\nb"', "no such picture: .*a b; --data says"), (["im/0.png"], "x" * 9999, "no such picture"),
 ])
 def test_the_picture_that_a_cell_means(tmp_path, there, text, meant):
     """meant: None for the path as it is written, or the place in `there`, or words of the error."""
@@ -438,6 +438,165 @@ def test_rows_without_true_numbers_for_predictions(tmp_path):
     file.write_text(GOOD.replace("file", "path"))
     with pytest.raises(TableError, match="has no column 'file'"):
         found(file, numbers_optional=True)
+
+
+def test_the_column_of_the_pictures_may_have_any_name(tmp_path):
+    file = write(tmp_path, GOOD.replace("file", "image id"))
+    assert len(tables.read_table(file, ["price"], data.split_by_hash, file_column=" image id").splits["train"]) == 3
+    with pytest.raises(TableError, match="has no column 'image': there are image id, .*; did you mean 'image id'.$"):
+        found(file, file_column="image")
+    with pytest.raises(TableError, match="has no column 'file': .*; --file-column says which column names the pictures$"):
+        found(file)
+
+
+# ---- pictures below another folder than the CSV's
+
+
+def test_names_are_sought_below_the_folder_first_and_then_beside_the_csv(tmp_path):
+    pictures(tmp_path, "small/a.png", "large/a.png", "large/b.png", "small/train/c.png", "large/test/c.png")
+    file = tmp_path / "large/x.csv"
+    file.write_text("file\na.png\nb.png\nc\n")
+    sheet = tables.read_csv(file)
+    assert tables.find_pictures(sheet, folder=tmp_path / "small") == [
+        str(tmp_path / name) for name in ("small/a.png", "large/b.png", "small/train/c.png")]
+    assert sheet.notes == [
+        f"note: {file}: 1 picture found under another name than in the column file: 'c' (line 4) is train/c.png",
+        f"warning: {file}: 1 picture in both folders: {tmp_path}/small/a.png is taken, not {tmp_path}/large/a.png (line 2)",
+        f"note: {file}: 1 picture beside those of the table in no row: a.png"]
+    for folder in (None, tmp_path / "large", f"{tmp_path}/small/../large/"):  # a folder that is the CSV's own
+        sheet = tables.read_csv(file)
+        paths = tables.find_pictures(sheet, folder=folder)
+        assert [os.path.relpath(path, tmp_path) for path in paths] == ["large/a.png", "large/b.png", "large/test/c.png"]
+        assert not any("both folders" in note for note in sheet.notes)
+    with pytest.raises(TableError, match="no such folder: .*nowhere: say where the pictures are, by --data"):
+        tables.find_pictures(sheet, folder=tmp_path / "nowhere")
+    file.write_text("file\nd.png\n")
+    with pytest.raises(TableError, match="line 2: no such picture: .*small/d.png, nor .*large/d.png$"):
+        tables.find_pictures(tables.read_csv(file), folder=tmp_path / "small")
+
+
+def test_a_table_is_named_relative_to_the_folder(tmp_path, monkeypatch):
+    pictures(tmp_path, "dogs/labels.csv", "other.csv")
+    monkeypatch.chdir(tmp_path)
+    for name in ("labels.csv", "../other.csv", str(tmp_path / "other.csv")):
+        assert os.path.isfile(tables.table_path("dogs", name))
+    with pytest.raises(TableError, match="there is no dogs/dogs/labels.csv: --labels is relative to --data: type --labels labels.csv$"):
+        tables.table_path("dogs", "dogs/labels.csv")
+    with pytest.raises(TableError, match="type --labels ../other.csv$"):
+        tables.table_path("dogs", "other.csv")
+    with pytest.raises(TableError, match="no such folder: cats"):
+        tables.table_path("cats", "labels.csv")
+
+
+# ---- classes
+
+
+def class_table(tmp_path, *rows, header="file,breed"):
+    """A table of the pictures 0.png, 1.png and so on, and of what the rows say of them."""
+    pictures(tmp_path, *(f"{i}.png" for i in range(len(rows))))
+    (tmp_path / "labels.csv").write_text("\n".join([header, *(f"{i}.png,{row}" for i, row in enumerate(rows))]), encoding="utf-8")
+    return tmp_path / "labels.csv"
+
+
+@pytest.mark.parametrize("val", [True, False])
+def test_a_table_gives_what_class_folders_give(tmp_path, val):
+    """The same pictures in the same order in the same splits; names as they sort, and folders within the class folders."""
+    names = [f"{s}/{c}/{n}.png" for s in (["train", "val"] if val else ["x"]) for c in ("b", "a") for n in ("1", "10", "2", "é", "z/0", "B/3")]
+    pictures(tmp_path / "d", *names)
+    for name in names:
+        (tmp_path / "d" / name).write_text(name)  # else they are the same picture
+    root = tmp_path / "d" if val else tmp_path / "d/x"
+    random.Random(0).shuffle(names)
+    text = "".join(f"../d/{name.removesuffix('.png')},{name.split('/')[1]},{name.split('/')[0]}\n" for name in names)
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/l.csv").write_text(("f,class,split\n" if val else "f,class,other\n") + text, encoding="utf-8")
+    folders, table = data.find_images(root, 0.3), tables.read_classes(tmp_path / "t/l.csv", "class", data.split_by_hash, 0.3, "f", root)
+    assert table.classes == folders.classes == ["a", "b"] and len(table.splits["val"]) == (12 if val else 4)
+    for split, found in folders.splits.items():
+        assert [(os.path.realpath(path), label) for path, label in table.splits[split]] == [(os.path.realpath(path), label) for path, label in found]
+    assert data.fingerprint(table) == data.fingerprint(folders)
+    assert data.describe(table).splitlines()[:4] == data.describe(folders).splitlines()[:4]
+    assert data.describe(table).splitlines()[4:] == table.notes and len(table.notes) == 1
+
+
+SPLITS = "file,breed,split"
+
+
+@pytest.mark.parametrize("rows, header, classes, sizes, said", [
+    (["cat", "dog"] * 4, "file,breed", ["cat", "dog"], (6, 2), NO_NOTE),
+    ([" cat\u00a0", "dog"] + ["cat", '" dog"'] * 3, "file,breed", ["cat", "dog"], (6, 2), NO_NOTE),
+    ([0, 1] * 4, "file,breed", ["0", "1"], (6, 2), NO_NOTE), ([-1, 1] * 4, "file,breed", ["-1", "1"], (6, 2), NO_NOTE),
+    ([2, 10] * 4, "file,breed", ["10", "2"], (6, 2), NO_NOTE), (["a10", "a100"] * 4, "file,breed", ["a10", "a100"], (6, 2), NO_NOTE),
+    (["c", "c++"] * 4, "file,breed", ["c", "c++"], (6, 2), NO_NOTE),
+    (["caf\u00e9", "cafe\u0301", "x", "x"], "file,breed", ["caf\u00e9", "x"], (2, 2), NO_NOTE),
+    (["train,train", "val,train"] * 2 + ["train,test", "val,test"], SPLITS, ["train", "val"], (2, 2, 2), NO_NOTE),
+    (["a,train", "b,train", "a,Dev", "b,valid"], SPLITS, ["a", "b"], (2, 2), NO_NOTE),
+    (["1", "01", "2"] * 2, "file,breed", ["01", "1", "2"], (3, 3), ["classes of their own, since text counts as it stands: '01' and '1': write"]),
+    (["1", "1.0"] * 2, "file,breed", ["1", "1.0"], (2, 2), ["'1' and '1.0'"]),
+    (["Cat", "cat", "a b", "a_b"] * 2, "file,breed", ["Cat", "a b", "a_b", "cat"], (4, 4), ["'Cat' and 'cat'; 'a b' and 'a_b': write"]),
+    (["cat", "cat\u200b"] * 2, "file,breed", ["cat", "cat\u200b"], (2, 2), [r"'cat' and 'cat.u200b'"]),
+    (["class 1", "class 01"] * 2, "file,breed", ["class 01", "class 1"], (2, 2), ["'class 01' and 'class 1'"]),
+    (["nan", "None", "cat"] * 2, "file,breed", ["None", "cat", "nan"], (3, 3), ["'None', 'nan' is taken as the name of a class: leave"]),
+    ([0.5, 1] * 2, "file,breed", ["0.5", "1"], (2, 2), ["breed holds numbers such as 0.5, .* of 2 classes: train_regressor.py"]),
+    (["a,train", "b,train", "a,val", "a,test"], SPLITS, ["a", "b"], (2, 1, 1), ["split val has the breed 'b': trained, but not", "split test has"]),
+    (["a,train", "b,train"] * 2 + [",test", "a,test"], SPLITS, ["a", "b"], (2, 2, 1), ["left out 1 row of the split test without a class", "split test has"]),
+    (["a,train", "b,train"] * 2 + [",test"] * 2, SPLITS, ["a", "b"], (2, 2), ["left out 2 rows of the split test .* predict.py --labels predicts them"]),
+])
+def test_classes_and_what_is_said_of_them(tmp_path, rows, header, classes, sizes, said):
+    file = class_table(tmp_path, *rows, header=header)
+    found = tables.read_classes(file, "breed", data.split_by_hash)
+    assert (found.classes, tuple(map(len, found.splits.values()))) == (classes, sizes)
+    assert list(found.splits) == ["train", "val", "test"][: len(sizes)]
+    assert len(found.notes) == len(said) and all(map(re.search, said, found.notes)), found.notes
+    for path, label in (one for split in found.splits.values() for one in split):
+        cell = str(rows[int(os.path.basename(path)[:-4])]).split(",")[0].strip(' "\u00a0')
+        assert unicodedata.normalize("NFC", cell) == found.classes[label]
+
+
+@pytest.mark.parametrize("rows, header, words", [
+    (["cat", "", "dog", "cat"], "file,breed", "line 3: breed is empty: write a name, or leave that row out"),
+    (["a,train", "b,train", " ,val"], SPLITS, "line 4: breed is empty"),
+    (["cat"] * 4, "file,breed", "breed is 'cat' in every row of the training split: a classifier needs two classes or more"),
+    (list("abcd"), "file,breed", "the column breed holds another name in each of its 4 rows: .* another column, name that by --target$"),
+    ([1.5, 2.5, 3.5, 4], "file,breed", "another name in each of its 4 rows: .*; if these are numbers to predict: train_regressor.py$"),
+    ([1.5, 2.5, 2.5, 4], "file,breed", "line 2: this is the only picture of the breed '1.5' .and of 1 more of the 3 classes.* numbers to predict"),
+    (["cat", "cat", "dog"], "file,breed", "line 4: this is the only picture of the breed 'dog', so it cannot be in train and in val: add a second"),
+    (["a,train", "b,train", "c,val", "a,val"], SPLITS, "line 4: a row of the split val has the class 'c', which no row of train has"),
+    (["a,train", "b,train", "a,val", "A,test"], SPLITS, "line 5: a row of the split test has the class 'A'"),
+    (["a,val", "b,val", "a,test"], SPLITS, "has no rows of the split train"), ([",test", ",test"], SPLITS, "has no rows of the split train"),
+    (["a,x", "b,train"], SPLITS, "line 2: the split is 'x'"), (["a", "b"] * 2, "file,race", "has no column 'breed': there are file, race"),
+    (["a", "b"] * 2, "id,breed", "has no column 'file': there are id, breed; --file-column says"),
+])
+def test_columns_that_are_no_classes(tmp_path, rows, header, words):
+    with pytest.raises(TableError, match=words) as error:
+        tables.read_classes(class_table(tmp_path, *rows, header=header), "breed", data.split_by_hash)
+    assert "\n" not in str(error.value) and str(error.value).startswith(str(tmp_path / "labels.csv"))
+
+
+def test_a_picture_counts_once_in_its_class_and_may_be_in_two(tmp_path):
+    file = class_table(tmp_path, *["cat", "dog"] * 4)
+    text = file.read_text()
+    file.write_text(f"{text}\n0.png,cat\n./1.png,dog\n")
+    pictures(tmp_path, "8.png")
+    found = tables.read_classes(file, "breed", data.split_by_hash)
+    assert {split: len(pairs) for split, pairs in found.splits.items()} == {"train": 6, "val": 2}
+    assert found.notes == [f"note: {file}: 1 picture beside those of the table in no row: 8.png",
+                           f"warning: {file}: 2 pictures in several rows, none with different classes: 0.png in the lines 2, 10"]
+    file.write_text(f"{text}\n0.png,dog\n")
+    found = tables.read_classes(file, "breed", data.split_by_hash)
+    assert sorted(label for pairs in found.splits.values() for path, label in pairs if path.endswith("/0.png")) == [0, 1]
+    assert found.notes[-1].endswith("1 with different classes: 0.png in the lines 2, 10; several labels of a picture: train_multilabel.py")
+
+
+def test_rows_without_a_class_for_predictions(tmp_path):
+    file = class_table(tmp_path, "a,val", ",val", "b,test", header=SPLITS)
+    rows, notes = tables.read_class_rows(file, "breed", classes_optional=True)
+    assert [row[1:] for row in rows] == [("val", "a"), ("val", None), ("test", "b")] and not notes
+    rows, notes = tables.read_class_rows(file, "race", classes_optional=True, column_optional=True)
+    assert [row[2] for row in rows] == [None] * 3 and notes == [f"note: {file} has no column 'race': nothing to score by"]
+    assert tables.read_class_rows(file, None, classes_optional=True, column_optional=True)[1] == []
+    with pytest.raises(TableError, match="has no column 'bred': .*did you mean 'breed'"):
+        tables.read_class_rows(file, "bred", classes_optional=True)
 
 
 # ---- whatever happens to a table: read, or one line

@@ -22,7 +22,8 @@ import metrics
 import predict
 import report
 import train_classifier
-from conftest import MODEL, SMALL, changed, draw, draw_folder, read
+import train_continual
+from conftest import MODEL, SMALL, changed, command_line, draw, draw_folder, read
 from model import rebuild
 from test_data import wrong_folders
 from test_model import Payload
@@ -611,8 +612,6 @@ def test_a_first_step_of_sgd_that_overflows_is_passed_over_whole(request, script
 @pytest.fixture
 def continue_with(train, weights, pictures, tmp_path):
     """continue_with(...) is train_continual.main on the same pictures."""
-    import train_continual
-
     def run(*options, amp):
         start, output = train(weights=weights), tmp_path / "continual"
         train_continual.main(["--from", str(start / "best.pt"), "--data", str(pictures), "--output", str(output), "--epochs", "1",
@@ -758,6 +757,82 @@ def test_floats_without_a_white_are_an_error_that_names_the_way_out(train, tmp_p
                    "which level is white, such as --white 1 in training)"
     assert not (tmp_path / "run").exists()
     assert "has the disk gone away" in error_of(train, "--on-bad-image", "skip", data=tmp_path)
+# ---- classes from a table
+
+
+def write_table(pictures, file, change=lambda name: name):
+    """A CSV of the pictures in class folders, in any order, with their names without endings."""
+    files = sorted(pictures.rglob("*.png"))
+    random.Random(4).shuffle(files)
+    lines = [f"{path.relative_to(pictures).with_suffix('')},{change(path.parts[-2])},{path.parts[-3]}\n" for path in files]
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("image,kind,split\n" + "".join(lines))
+    return {"labels": file, "target": "kind", "file_column": "image"}
+
+
+def test_a_table_trains_as_class_folders_do(train, monkeypatch, pictures, tmp_path, capsys, error_of):
+    """Bit for bit, although its rows are shuffled, it is moved, and the run is resumed."""
+    options = ["--class-weights", "cat=2", "--mixup", "0.2"]
+    folders, table = train(*options, epochs=2), write_table(pictures, tmp_path / "t/labels.csv")
+    run = interrupted(train, monkeypatch, tmp_path, *options, after=1, epochs=2, **table)
+    (tmp_path / "t").rename(tmp_path / "u")
+    resume, moved = ["--resume", str(run / "last.pt")], ["--labels", str(tmp_path / "u/labels.csv")]
+    assert "cannot read the labels" in error_of(train_classifier.main, resume)
+    assert "--target is split but the run was started with kind" in error_of(train_classifier.main, [*resume, "--target", "split"])
+    assert "--file-column is x but" in error_of(train_classifier.main, [*resume, "--file-column", "x"])
+    capsys.readouterr()
+    train_classifier.main([*resume, *moved, "--target", "kind"])
+    out = capsys.readouterr().out
+    assert "cat        10       4       3" in out and out.count("34 pictures found under another name") == 1
+    for name in ("last.pt", "best.pt"):
+        a, b = read(folders / name), read(run / name)
+        for key in ("model", "optimizer", "rng", "data", "classes", "best", "epoch", "step"):
+            assert equal(a[key], b[key]), key
+    assert untimed(history(folders)) == untimed(history(run))
+    assert (folders / "test_predictions.csv").read_text() == (run / "test_predictions.csv").read_text()
+    write_table(pictures, tmp_path / "u/labels.csv", {"cat": "dog", "dog": "cat"}.get)
+    error = error_of(train_classifier.main, [*resume, "--epochs", "3"])  # which knows where the table is
+    assert error.startswith(f"error: {moved[1]} holds other pictures (train 20, val 8, names")
+
+
+def test_what_a_table_has_taught_goes_on_with_folders_and_the_other_way(train, pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = write_table(pictures, tmp_path / "labels.csv")
+    first = train(**table)
+    for more in ({}, table):
+        capsys.readouterr()
+        again = train("--freeze", "backbone", weights=first / "best.pt", lr=0, **more)
+        assert "head fc kept" in capsys.readouterr().out
+        assert not changed(read(first / "best.pt")["model"], read(again / "last.pt")["model"])
+        first = again
+    argv = {"from": first / "best.pt", "data": pictures, "output": tmp_path / "on", "epochs": 1, "workers": 0, "no_report": True}
+    train_continual.main(command_line([], argv))
+    assert read(tmp_path / "on/last.pt")["classes"] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"labels": None}, "--target only has a meaning with --labels, a CSV"),
+    ({"labels": None, "target": None}, "--file-column only has a meaning with --labels, a CSV"),
+    ({"target": None}, "--labels only has a meaning with --data and --target, the column to learn"),
+    ({"data": None, "list_layers": True}, "--labels only has a meaning with --data and --target"),
+    ({"target": "sort"}, "labels.csv has no column 'sort': there are image, kind, split"),
+    ({"target": "image"}, "labels.csv: the column image holds another name in each of its 34 rows"),
+    ({"file_column": None}, "labels.csv has no column 'file': there are image, kind, split; --file-column says which"),
+    ({"file_column": "kind"}, "labels.csv, line 2: no such picture: "), ({"data": "nowhere"}, "no such folder: nowhere"),
+    ({"labels": "labels.csv"}, "there is no {data}/labels.csv: --labels is relative to --data: type --labels"),
+])
+def test_tables_that_do_not_fit_their_options(train, pictures, tmp_path, error_of, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    table = write_table(pictures, tmp_path / "labels.csv")
+    assert words.format(data=pictures) in error_of(train, output=tmp_path / "out", **table | options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_list_layers_counts_the_classes_of_a_table(pictures, tmp_path, capsys):
+    table = write_table(pictures, tmp_path / "labels.csv", {"cat": "a b", "dog": "c"}.get)
+    (tmp_path / "labels.csv").write_text((tmp_path / "labels.csv").read_text().replace("cat.1,a b", "cat.1,third"))
+    train_classifier.main(command_line(["--list-layers"], {"data": pictures, "model": MODEL} | table))
+    assert "3,075" in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("fc (head)"))
 
 
 def test_list_layers_trains_nothing(capsys, tmp_path, monkeypatch):

@@ -228,6 +228,27 @@ def test_a_table_from_a_spreadsheet_trains_the_same(regress, discs, capsys):
     assert "decimal commas" in capsys.readouterr().err
 
 
+def test_the_column_of_the_pictures_and_a_table_beside_them(regress, discs, tmp_path, error_of):
+    """Another name of the column, and the CSV in a folder of its own: the same run, and predict.py knows the column."""
+    plain, (header, rows) = regress(), (discs / "labels.csv").read_text().split("\n", 1)
+    file = tmp_path / "t/numbers.csv"
+    file.parent.mkdir()
+    file.write_text(header.replace("file", "Image File") + "\n" + rows)
+    run = regress(labels=file, file_column="Image File")
+    a, b = (read(folder / "last.pt") for folder in (plain, run))
+    assert equal(a["model"], b["model"]) and a["data"] == b["data"]
+    asked = ["--checkpoint", str(run / "best.pt"), "--labels", str(file), "--split", "test"]
+    assert "no such picture" in error_of(predict.main, asked)
+    with pytest.raises(SystemExit, match="0"):
+        predict.main([*asked, "--data", str(discs), "--csv", str(tmp_path / "x.csv")])
+    assert rows_of(tmp_path / "x.csv") == rows_of(run / "test_predictions.csv")
+    assert "--target is for classes, and" in error_of(predict.main, [*asked, "--target", "radius"])
+    asked[1] = str(plain / "best.pt")
+    assert "--file-column says which column" in error_of(predict.main, [*asked, "--data", str(discs)])
+    with pytest.raises(SystemExit, match="0"):
+        predict.main([*asked, "--data", str(discs), "--file-column", "image file".title()])
+
+
 def test_resume_refuses_other_numbers(regress, discs, tmp_path, error_of):
     run = regress()
     shutil.copytree(discs, tmp_path / "moved")
