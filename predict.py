@@ -332,7 +332,7 @@ def read_classes(args, state):
     rows, notes = tables.read_class_rows(args.labels, target, column, args.data, classes_optional=True,
                                          column_optional=not args.target)
     rows = rows_of_split(args, rows)
-    place = {nfc(name): label for label, name in enumerate(classes)}
+    place = {name: label for label, name in enumerate(classes)}
     without = [path for path, _, name in rows if name is None]
     strange = [(path, name) for path, _, name in rows if name is not None and name not in place]
     if not target:

@@ -630,12 +630,11 @@ def test(outputs, indices, images, split, folder):
     """Print the scores of a split, and write its predictions into the folder. outputs: those of the network (N, C) for
     the pictures of these indices (N,).
     """
-    samples = [images.splits[split][index] for index in indices.tolist()]
+    files = [images.splits[split][index][0] for index in indices.tolist()]
     labels = data.labels(images, split)[indices].to(outputs.device)
     confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(images.classes)).cpu()
     rank, _ = distributed.ranks()
     if rank == 0:
-        files = [file for file, _ in samples]
         rows = metrics.prediction_rows(files, outputs.softmax(1), images.classes, labels)
         checkpoint.write_csv(rows, folder / f"{split}_predictions.csv")
     chose = "" if split == "test" else ", which chose best.pt: expect a little less on others"
