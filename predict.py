@@ -271,7 +271,8 @@ def class_rows(args, states, outputs, good, found):
         return rows, None
     confusion = metrics.confusion_matrix(probabilities[scored].argmax(1), labels[scored], len(classes))
     of_all, there = metrics.scores(confusion), (confusion.sum(1) > 0).sum()
-    words = f"accuracy {of_all['accuracy']:.4f} on {counted(len(scored))}{of_which(args)}"
+    of_table = f" {which_rows(args)}" if args.labels else ""
+    words = f"accuracy {of_all['accuracy']:.4f} on {counted(len(scored))}{of_table}"
     if there < len(classes):
         balanced = of_all["balanced_accuracy"]
         words += f", balanced accuracy {balanced:.4f} over the {there} of {len(classes)} classes that have any"
@@ -292,14 +293,12 @@ def number_rows(args, states, outputs, good, paths, truth):
     ways = {"this model": predictions} | {k: torch.tensor(v, dtype=torch.float64) for k, v in state["baseline"].items()}
     report = metrics.regression_report(targets, truth, ways, quantiles)
     known = int((~truth.isnan()).any(1).sum())
-    return rows, f"on the {counted(known)}{of_which(args)}:\n\n{report}"
+    return rows, f"on the {counted(known)} {which_rows(args)}:\n\n{report}"
 
 
-def of_which(args):
-    """Words about the pictures that are scored."""
-    if not args.labels:
-        return ""
-    return f" of {args.split}" if args.split else f" of {args.labels}, those it was trained on perhaps among them"
+def which_rows(args):
+    """Words about those that are scored."""
+    return f"of {args.split}" if args.split else f"of {args.labels}, those it was trained on perhaps among them"
 
 
 def columns_of(args, state, found, truth):

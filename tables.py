@@ -12,7 +12,7 @@ For other tables, the parts of `read_table`:
     sheet = read_csv("anything.csv")               # .rows = [(line, {column: text}), ...]; .notes: what is to be said
     require_columns(sheet, ["text", "label"])
     paths, splits, prices = find_pictures(sheet), read_splits(sheet), read_numbers(sheet, "price")
-    breeds = read_names(sheet, "breed")
+    breeds = read_class_names(sheet, "breed")
 
 This file needs torch alone and can be copied into any project.
 """
@@ -436,7 +436,7 @@ def _no_number(text):
     return f"{_shown(text)}, which is not a number{f': {plainly}' if re.search('[0-9]', text) else ''}"
 
 
-def read_names(sheet, column, may_lack=None):
+def read_class_names(sheet, column, may_lack=None):
     """The cells of a column as names, a list: text as it stands, numbers too, with accents in one form and no blanks
     around it. may_lack: for each row, whether its cell may be empty; None stands for one that is. Raises TableError.
     """
@@ -785,9 +785,9 @@ def _rows_of(sheet, targets, weight_column, log, numbers_optional, file_column, 
     return list(zip(paths, splits, numbers, weights, strict=True))
 
 
-def _repeated(sheet, paths, values, kind="numbers"):
+def _repeated(sheet, paths, values, what="numbers"):
     """A warning about pictures that stand in several rows, if there are any. values: what each row says of its picture;
-    kind: of what kind that is.
+    what: the word for that.
     """
     rows = defaultdict(list)
     for (line, _), path, found in zip(sheet.rows, paths, values, strict=True):
@@ -798,9 +798,9 @@ def _repeated(sheet, paths, values, kind="numbers"):
         return []
     path, found = next(iter((differ or several).items()))
     where = ", ".join(str(line) for line, _ in found[:5])
-    way_out = "; several labels of a picture: train_multilabel.py" if differ and kind == "classes" else ""
+    way_out = "; several labels of a picture: train_multilabel.py" if differ and what == "classes" else ""
     return [f"warning: {sheet.file}: {_count(len(several), 'picture')} in several rows, {len(differ) or 'none'} with "
-            f"different {kind}: {os.path.basename(path)} in the lines {where}{way_out}"]
+            f"different {what}: {os.path.basename(path)} in the lines {where}{way_out}"]
 
 
 def describe(table):
@@ -905,7 +905,7 @@ def _class_rows(sheet, target, file_column, folder, classes_optional=False, colu
     require_columns(sheet, [file_column] if column_optional else [file_column, target])
     splits = read_splits(sheet)
     may_lack = [classes_optional or split == "test" for split in splits]
-    names = read_names(sheet, target, may_lack) if there else [None] * len(splits)
+    names = read_class_names(sheet, target, may_lack) if there else [None] * len(splits)
     paths = find_pictures(sheet, file_column, folder)
     sheet.notes.extend(_repeated(sheet, paths, names, "classes"))
     return list(zip(paths, splits, names, strict=True))

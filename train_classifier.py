@@ -143,6 +143,7 @@ def train(args, saved, stop):
     say = partial(tqdm.write, file=None if rank == 0 else sys.stderr)
 
     # ---- 3 data ------------------------------------------------------------------------------------------------------
+    # From class folders or from a table: .classes, .splits["train"] = [(path, place of its class), ...] and so on.
     images = find_images(args)
     classes = images.classes
     fingerprint = data.fingerprint(images)
