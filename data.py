@@ -48,7 +48,6 @@ NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF")
 EXTENSIONS = tuple(sorted({*IMG_EXTENSIONS, *(
     ending for ending, kind in Image.registered_extensions().items()
     if (kind in Image.OPEN or kind == "MPO") and kind not in NOT_DECODED)}))
-ENDINGS = "jpg, png, gif, tif, webp and all others that Pillow opens"
 
 
 class DataError(Exception):
@@ -1121,17 +1120,18 @@ def hints_about(paths, white=None, resize="crop"):
     pixels of up to 16 of more than 8 bits.
     """
     shapes, grey, colours = [], [], []
-    for path in _few(paths):
-        with warnings.catch_warnings(), contextlib.suppress(Exception), Image.open(path) as image:  # decoding names it
-            warnings.simplefilter("ignore")
-            shapes.append(max(image.size) / min(image.size))
-            if _is_deep(image) and len(grey) < 16:
-                of_the_file = _white_of(image)
-                levels = _levels(image, of_the_file)
-                scale = white or of_the_file
-                grey.append((levels.max(), levels.max() / scale, (levels > scale).mean()))
-            elif ";16" in str(image.tile) and len(colours) < 16:
-                colours.append(max(high for _, high in image.convert("RGB").getextrema()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for path in _few(paths):
+            with contextlib.suppress(Exception), Image.open(path) as image:  # decoding will name it
+                shapes.append(max(image.size) / min(image.size))
+                if _is_deep(image) and len(grey) < 16:
+                    of_the_file = _white_of(image)
+                    levels = _levels(image, of_the_file)
+                    scale = white or of_the_file
+                    grey.append((levels.max(), levels.max() / scale, (levels > scale).mean()))
+                elif ";16" in str(image.tile) and len(colours) < 16:
+                    colours.append(max(high for _, high in image.convert("RGB").getextrema()))
     lines = []
     if grey:
         most, shares, clipped = max(level for level, _, _ in grey), [s for _, s, _ in grey], [c for _, _, c in grey]
@@ -1350,11 +1350,10 @@ def eval_loader(samples, preprocessing, batch_size, workers=0, rank=0, processes
 
     preprocessing: a dict with image_size, resize_size, interpolation, and maybe resize and white.
     """
-    size, resize = preprocessing["image_size"], preprocessing.get("resize", "crop")
-    plain = eval_transform(size, preprocessing["interpolation"], preprocessing["resize_size"], resize)
-    white = preprocessing.get("white")
+    size, white = preprocessing["image_size"], preprocessing.get("white")
     order = SeededBatches(len(samples), batch_size, rank=rank, processes=processes)
     numbered = [(path, number) for number, (path, *_) in enumerate(samples)]
+    plain = augmentation(preprocessing, "none")
     pictures = ImageList(numbered, plain, size=2 * size, on_bad_image=on_bad_image, white=white)
     return make_loader(pictures, order, workers)
 

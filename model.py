@@ -170,9 +170,9 @@ def kind_of(path):
     """What a file is, by its first bytes: `torch` (torch.save wrote it), `safetensors`, or in words what else, with the
     way out. Nothing in it is executed. Raises ModelError if it cannot be opened.
     """
-    if os.path.isdir(path):
-        return _kind_of_folder(path)
     try:
+        if os.path.isdir(path):
+            return _kind_of_folder(path)
         with open(path, "rb") as file:
             start = file.read(1024)
     except OSError as error:

@@ -15,6 +15,7 @@ known is predicted and not scored. Any other mistake is one line on stderr and e
 More: docs/prediction.md
 """
 
+import contextlib
 import difflib
 import glob
 import math
@@ -112,7 +113,7 @@ def perhaps(argument):
     folder, name = os.path.split(cleaned)
     if os.path.exists(cleaned):
         return f"; did you mean {cleaned}?"
-    if os.path.isdir(folder or "."):
+    with contextlib.suppress(OSError):  # no such folder, or one that must not be looked into
         there = {other.lower(): other for other in sorted(os.listdir(folder or "."))}
         if close := difflib.get_close_matches(name.lower(), there, 1):
             return f"; did you mean {os.path.join(folder, there[close[0]])}?"
@@ -403,10 +404,11 @@ def predict(args):
     paths = [one.path for one in found]
     for line in data.first_frames(paths):
         say(line)
-    answers = []  # (state, outputs): of each checkpoint, and of its mirror images
+    answers, bad = [], {}  # (state, outputs): of each checkpoint, and of its mirror images
     for one in states:
-        outputs, bad = run_network(args, one, device, paths)
+        outputs, unread = run_network(args, one, device, paths)
         answers += [(one, view) for view in outputs]
+        bad |= unread  # by its --white, one may read what another cannot: that has no mean
     for place, reason in bad.items():
         say(f"cannot read {paths[place]} ({reason}): passed over")
     good = [place for place in range(len(paths)) if place not in bad]

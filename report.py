@@ -110,7 +110,9 @@ def read_predictions(folder, prefix=""):
     path = Path(folder, f"{prefix}{split}_predictions.csv")
     names = list((read_csv(path, lambda name: False) or [{}])[0])
     of_classes = {"prediction", "probability"} <= set(names)
-    targets = [] if of_classes else [n.removesuffix("_prediction") for n in names if n.endswith("_prediction")]
+    # (A column that has one of predictions itself is a target that is called so.)
+    predicted = [n for n in names if n.endswith("_prediction") and f"{n}_prediction" not in names]
+    targets = [] if of_classes else [n.removesuffix("_prediction") for n in predicted]
     pattern = "|".join(f"{re.escape(t)}(_prediction|_q[-+.0-9e]+)?" for t in targets) or "probability"
     rows = read_csv(path, lambda name: re.fullmatch(pattern, name))
     needed = ["file"] if targets else ["file", "prediction", "probability"]

@@ -365,9 +365,8 @@ def predict_and_export(here):
     program, bare = here.folder / "model.pt2", here.folder / "bare.pth"
     run("predict", ["--checkpoint", folder / "best.pt", "--export", program, "--weights-only", bare])
     state, files = checkpoint.load(folder / "best.pt"), list(found)
-    size, interpolation, resize_size = (state["preprocessing"][k] for k in ("image_size", "interpolation", "resize_size"))
-    plain = data.eval_transform(size, interpolation, resize_size)
-    pictures = data.ImageList([(file, 0) for file in files], plain, size=2 * size)
+    plain = data.augmentation(state["preprocessing"], "none")
+    pictures = data.ImageList([(file, 0) for file in files], plain, size=2 * state["preprocessing"]["image_size"])
     x = torch.stack([pictures[i][0] for i in range(len(files))]) / 255
     with torch.no_grad():
         again = torch.export.load(program).module()(x)[:, state["classes"].index("disc")].tolist()

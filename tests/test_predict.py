@@ -507,3 +507,25 @@ def test_a_bad_picture_is_named_once_for_several_checkpoints(run, pictures, tmp_
     assert call("--checkpoint", run / "best.pt", "--checkpoint", run / "last.pt", tmp_path / "bad.png", pictures / "test/cat") == 1
     captured = capsys.readouterr()
     assert captured.err.count("bad.png") == 1 and captured.out.count(".png") == 3
+
+
+def test_a_picture_that_one_of_several_checkpoints_cannot_read_has_no_mean(run, pictures, tmp_path, capsys):
+    state = read(run / "best.pt")
+    torch.save(state | {"preprocessing": state["preprocessing"] | {"white": 1.0}}, tmp_path / "white.pt")
+    Image.new("F", (8, 8), 0.5).save(tmp_path / "a.tif")
+    for files in (("best.pt", tmp_path / "white.pt"), (tmp_path / "white.pt", "best.pt")):
+        capsys.readouterr()
+        checkpoints = [word for file in files for word in ("--checkpoint", run / file)]
+        assert call(*checkpoints, tmp_path / "a.tif", pictures / "test/cat") == 1
+        captured = capsys.readouterr()
+        assert f"cannot read {tmp_path}/a.tif (its grey levels are floating-point numbers" in captured.err
+        assert captured.out.count(".png") == 3 and "a.tif" not in captured.out
+
+
+def test_a_name_beside_what_must_not_be_looked_into_is_an_error_of_one_line(run, tmp_path, monkeypatch, error_of):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    argv = ["--checkpoint", str(run / "best.pt"), str(tmp_path / "x.png")]
+    assert error_of(predict.main, argv).endswith(f"no such picture, folder or glob: {tmp_path}/x.png")

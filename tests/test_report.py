@@ -284,6 +284,9 @@ def test_predictions_without_truth_are_shown_and_not_judged(folder, blank):
         run = folder(predictions=some, monitor="val_loss")
         report.write_report(run)
         assert said in Page(run / "report.html").text
+    # A target may be called so.
+    run = folder(predictions=[{"file": "0.png", "a_prediction": 1.0, "a_prediction_prediction": 2.0}])
+    assert report.read_predictions(run)[2] == ["a_prediction"]
 
 
 def test_a_hundred_classes(monkeypatch):
