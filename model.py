@@ -105,7 +105,7 @@ def load_pretrained(weights, name):
     for entry in enum:
         if Path(entry.url).name == Path(file).name:
             pretrained |= _preset(entry) | {"imagenet_input": True}
-    scripts = ("train_classifier", "train_continual", "train_regressor")
+    scripts = ("train_classifier", "train_continual", "train_multilabel", "train_regressor")
     if isinstance(holder, dict) and holder.get("script") in scripts:  # one of our checkpoints
         pretrained |= holder["preprocessing"] | {"outputs": output_names(holder)}
         pretrained["imagenet_input"] = holder["build"]["options"].get("transform_input", False)
@@ -496,8 +496,8 @@ def set_dropout(model, head, p):
 
 
 def output_names(saved):
-    """What the outputs of the network of one of our checkpoints stand for: classes, or numbers."""
-    return saved["classes"] if "classes" in saved else saved["outputs"]
+    """What the outputs of the network of one of our checkpoints stand for: classes, labels, or numbers."""
+    return next(saved[kind] for kind in ("classes", "labels", "outputs") if kind in saved)
 
 
 def rebuild(saved):
