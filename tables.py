@@ -866,8 +866,9 @@ def read_labels(file, targets, split_paths, val_split=0.2, separator=None, file_
     splits = set_aside(paths, read_splits(sheet), split_paths, val_split, file)
     if separator:
         names = read_names(sheet, targets[0], separator)
-        labels = sorted({name for found, split in zip(names, splits, strict=True) if split == "train" for name in found})
-        _refuse_new_names(sheet, targets[0], names, labels)
+        of_training = [found for found, split in zip(names, splits, strict=True) if split == "train"]
+        labels = sorted({name for found in of_training for name in found})
+        _refuse_new_names(sheet, targets[0], names, labels, separator)
         cells = _cells_of(names, labels, splits)
     else:
         labels = targets
@@ -946,22 +947,28 @@ def read_names(sheet, column, separator):
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise TableError(f"{sheet.file}, line {line}: the label {_shown(twice[0])} stands there twice in {column}")
         found.append(names)
-    if all(len(names) < 2 for names in found) and any(found):
+    if _separates_nothing(found) and any(found):
         place = max(range(len(found)), key=lambda i: len(sheet.rows[i][1][column]))
         line, row = sheet.rows[place]
-        sheet.notes.append(f"hint: {sheet.file}: the separator {separator!r} separates nothing in {column}: each cell is "
-                           f"one label, such as {_shown(row[column])} (line {line})")
+        sheet.notes.append(f"hint: {sheet.file}: the separator {separator!r} separates nothing in {column}: each cell "
+                           f"is one label, such as {_shown(row[column])} (line {line})")
     return found
 
 
-def _refuse_new_names(sheet, column, names, labels):
+def _separates_nothing(names):
+    return all(len(found) < 2 for found in names)
+
+
+def _refuse_new_names(sheet, column, names, labels, separator):
     """Raise TableError for a name that no row of the training split has: there is nothing to learn it from."""
     for (line, _), found in zip(sheet.rows, names, strict=True):
         if strange := [name for name in found if name not in labels]:
             close = difflib.get_close_matches(strange[0], labels, 1)
+            meant = f"; did you mean {_shown(close[0])}?" if close else ""
+            if _separates_nothing(names):
+                meant = f" (the separator {separator!r} separates nothing there)"
             raise TableError(f"{sheet.file}, line {line}: the label {_shown(strange[0])} in {column} is in no row of the "
-                             f"training split{f'; did you mean {_shown(close[0])}?' if close else ''}: take it away, or "
-                             "give training some in a column split")
+                             f"training split{meant}: take it away, or give training some in a column split")
 
 
 def _cells_of(names, labels, splits):

@@ -75,10 +75,9 @@ def test_what_is_not_known_has_no_influence(label, monkeypatch):
     assert changed(runs[0]["model"], runs[2]["model"])
 
 
-@pytest.mark.parametrize("loss", ["bce", "focal"])
-def test_accumulation_and_two_processes_make_the_step_of_one_large_batch(label, together, labelled, loss, weights):  # noqa: F811
-    """Cells that are not known fall unevenly on the batches. Batches of 5 and of 12 leave a rest."""
-    options = ["--freeze", "backbone", "--target", "large,right,heavy", "--loss", loss, "--pos-weight", "balanced"]
+def test_accumulation_and_two_processes_make_the_step_of_one_large_batch(label, together, labelled, weights):  # noqa: F811
+    """Cells that are not known fall unevenly on the batches."""
+    options = ["--freeze", "backbone", "--target", "large,right,heavy", "--loss", "bce", "--pos-weight", "balanced"]
     named = {"data": labelled, "weights": weights, "optimizer": "sgd", "lr": 0.01, "epochs": 2}
     one = label(*options, batch_size=10, **named)
     assert_close(one, label(*options, batch_size=5, accumulate=2, **named))
@@ -232,9 +231,11 @@ def test_your_own_loss_has_to_take_the_weights_of_the_ones(label, monkeypatch, e
     assert "takes no pos weights" in error_of(label, "--loss", "focal", "--pos-weight", "balanced")
 
 
-def test_find_lr_and_the_list_of_layers(label, capsys):
+def test_find_lr_and_the_list_of_layers(label, capsys, monkeypatch):
+    found = []
+    monkeypatch.setattr(train_multilabel, "find_lr", lambda model, trial, *_: found.extend(next(trial) for _ in range(4)))
     label("--find-lr")
-    assert "suggested: --lr" in capsys.readouterr().out
+    assert len(found) == 4 and all(0 < loss.item() < 2 and loss.requires_grad for loss in found)
     train_multilabel.main(["--list-layers", "--model", MODEL, "--target", "a,b"])
     assert "2,050" in capsys.readouterr().out
 
@@ -248,11 +249,11 @@ def test_the_auxiliary_losses_are_weighted(label, monkeypatch):
             return (outputs,) * (1 + auxiliary) if self.training and auxiliary else outputs
 
         monkeypatch.setattr(torchvision.models.GoogLeNet, "forward", forward)
-        runs = [label(model="googlenet", batch_size=32, **SGD | {"lr": lr}) for lr in (0, 0.1)]
-        start, end = (read(run / "last.pt")["model"]["fc.bias"] for run in runs)
-        both.append((end - start, history(runs[0])[0]["train_loss"]))
-    torch.testing.assert_close(both[1][0], 1.6 * both[0][0])
-    assert both[1][1] == both[0][1] and both[0][0].abs().max() > 0.001
+        run = label(model="googlenet", batch_size=32, no_test=True, **SGD | {"lr": 0.1})
+        both.append((read(run / "last.pt")["model"]["fc.bias"], history(run)[0]["train_loss"]))
+    start = read(label(model="googlenet", batch_size=32, no_test=True, **SGD | {"lr": 0}) / "last.pt")["model"]["fc.bias"]
+    torch.testing.assert_close(both[1][0] - start, 1.6 * (both[0][0] - start))
+    assert both[1][1] == both[0][1] and (both[0][0] - start).abs().max() > 0.001
 
 
 def test_exactly_what_thaws_moves(label, weights):
