@@ -930,7 +930,7 @@ def read_zeros_and_ones(sheet, column):
         text = row[column].strip()
         value = re.fullmatch(r"([01])([.,]0*)?", text)  # 1.0 is how a program writes it where cells are empty
         if text and not value:
-            names = "; for a column of names say --separator" if re.search(r"[^\W\d]{2}", text) else ""
+            names = "; for a column of names say --separator" if re.search(r"[^\W\d_]", text) else ""
             raise TableError(f"{sheet.file}, line {line}: {column} is {_shown(text)}: write 1, 0, or nothing where it is "
                              f"not known{names}")
         found.append(float(value[1]) if value else None)

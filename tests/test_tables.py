@@ -589,7 +589,7 @@ def test_labels_without_a_split_and_with_another_column_of_files(tmp_path):
     (COLUMNS.replace("3.png,0", "3.png,-1"), ["a"], None, "line 4: a is '-1': write 1, 0"),
     (COLUMNS.replace("3.png,0", "3.png,0.5"), ["a"], None, "line 4: a is '0.5': write 1, 0"),
     (COLUMNS.replace("3.png,0", "3.png,nan"), ["a"], None, "line 4: a is 'nan': write 1, 0"),
-    (COLUMNS.replace("3.png,0", "3.png,True"), ["a"], None, "line 4: a is 'True': write 1, 0"),
+    (COLUMNS.replace("3.png,0", "3.png,x y"), ["a"], None, "where it is not known; for a column of names say --separator"),
     (COLUMNS.replace("1.png,1", "1.png,0"), ["a", "b"], None, "the label a is 1 in no row of the training split: nothing to learn"),
     (COLUMNS.replace("3.png,0", "3.png,1"), ["a"], None, "the label a is 0 in no row of the training split"),
     (COLUMNS.replace("5.png,1", "5.png,"), ["a"], None, "has no rows of the split val with a known label"),
@@ -606,6 +606,13 @@ def test_labels_that_cannot_be_used(tmp_path, text, targets, separator, words):
     with pytest.raises(TableError, match=re.escape(words)) as raised:
         read_labels(label_table(tmp_path, text), targets, separator=separator)
     assert "\n" not in str(raised.value)
+
+
+def test_a_validation_without_any_label_has_no_score_to_choose_by(tmp_path):
+    table = read_labels(label_table(tmp_path, COLUMNS.replace("5.png,1", "5.png,0")), ["a", "b"])
+    with pytest.raises(TableError, match="x.csv: no label is 1 in any val row, so there is no val_map to monitor: --monitor val_loss"):
+        tables.refuse_no_ones(table.values["val"], "x.csv", "val_map")
+    tables.refuse_no_ones(table.values["train"], "x.csv", "val_map")
 
 
 def test_labels_of_pictures_that_are_not_there(tmp_path):

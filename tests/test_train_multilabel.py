@@ -103,19 +103,18 @@ def test_stopped_and_resumed_within_an_epoch_is_bit_identical(label, monkeypatch
         assert read(whole / file)["thresholds"] == read(broken / file)["thresholds"]
 
 
-def test_best_pt_has_the_thresholds_of_its_own_validation(label, monkeypatch, labelled, tmp_path, capsys):
-    """Each epoch chooses others; those of the best one are kept, and used for the test, which chooses none."""
-    chosen, real = [], metrics.best_thresholds
-    monkeypatch.setattr(metrics, "best_thresholds", lambda *a: (chosen.append(real(*a)), chosen[-1])[1])
-    run = label(epochs=4, lr=0.02, monitor="val_loss")
-    best = read(run / "best.pt")
-    assert len(chosen) == 4 and len(set(map(tuple, chosen))) > 1
-    assert list(best["thresholds"].values()) == chosen[best["best_epoch"]]
-    cuts, rows = best["thresholds"], rows_of(run / "test_predictions.csv")
-    for row in rows:
-        assert row["labels"].split() == [name for name in cuts if float(row[f"p_{name}"]) >= cuts[name]]
+def test_best_pt_has_the_thresholds_of_its_own_validation(label, monkeypatch, labelled):
+    """Each epoch chooses others, none the test; those of the best epoch, here the second, are kept and used for the test."""
+    chosen, maps = iter([[0.1, 0.1], [0.0, 1.0], [0.2, 0.0], [1.0, 0.0]]), iter([0.5, 0.9, 0.8, 0.7])
+    monkeypatch.setattr(metrics, "best_thresholds", lambda *_: next(chosen))
+    monkeypatch.setattr(metrics, "label_scores", lambda *_: {"map": next(maps), "macro_f1": 0.0})
+    run = label(epochs=4)
+    assert read(run / "best.pt")["thresholds"] == {"large": 0.0, "right": 1.0} and next(chosen, None) is None
+    assert read(run / "last.pt")["thresholds"] == {"large": 1.0, "right": 0.0}
     truth = {row["file"]: row for row in rows_of(labelled / "labels.csv")}
-    assert all(row[f"true_{name}"] == truth[f"test/{row['file'].rpartition('/')[2]}"][name] for row in rows for name in cuts)
+    for row in rows_of(run / "test_predictions.csv"):
+        assert row["labels"] == "large"
+        assert all(row[f"true_{name}"] == truth[f"test/{row['file'].rpartition('/')[2]}"][name] for name in ("large", "right"))
 
 
 def test_predict_gives_what_the_script_gave(label, labelled, tmp_path, capsys, error_of):
@@ -126,7 +125,8 @@ def test_predict_gives_what_the_script_gave(label, labelled, tmp_path, capsys, e
     assert (tmp_path / "x.csv").read_text() == (run / "test_predictions.csv").read_text()
     printed = capsys.readouterr().out.split("\n\n", 2)
     assert printed[2].strip() in summary and "F1 at 0.5" in printed[2] and printed[1].startswith("on the 6 pictures of test")
-    rows = rows_of(tmp_path / "x.csv")
+    rows, cuts = rows_of(tmp_path / "x.csv"), read(best)["thresholds"]
+    assert all(row["labels"].split() == [name for name in cuts if float(row[f"p_{name}"]) >= cuts[name]] for row in rows)
     for line, row in zip(printed[0].splitlines()[-6:], rows, strict=True):
         said = sorted(part.split()[0] for part in line[len(row["file"]):].strip().split(", ") if part != "-")
         assert said == sorted(row["labels"].split())
