@@ -30,9 +30,9 @@ class Program(nn.Module):
     """A network with what belongs before and behind it: normalization, then softmax, sigmoid, or the way back to a
     target's own units.
 
-    scale: None for classes and labels; for numbers {"mean": [...], "std": [...], "log": bool}, as tables.fit_scale makes
-    it; quantiles: of each number, how many the network was trained for (0: it gives the number itself). labels: whether
-    it gives labels, of which a picture may have any number.
+    scale: None for classes and labels; for numbers {"mean": [...], "std": [...], "log": bool}, as tables.fit_scale
+    makes it; quantiles: of each number, how many the network was trained for (0: it gives the number itself). labels:
+    whether it gives labels, of which a picture may have any number.
 
     forward(pictures (N, 3, H, W) float32, RGB in 0..1) -> probabilities (N, C) of classes or labels, numbers (N,
     T), or their quantiles (N, T, Q), ascending.

@@ -252,12 +252,12 @@ class BinaryFocal(nn.Module):
     probability of what is true there, -log p times (1 - p)^gamma.
 
     gamma: 0 is binary cross-entropy; at 2 a cell with p = 0.9 counts a hundredth.
-    pos_weight: tensor (L,) or None: how much a 1 of each label counts against a 0, as in `nn.BCEWithLogitsLoss`: a weight
-        of 10 punishes missing the label ten times as hard as a false alarm. The paper's alpha is alpha / (1 - alpha) here,
-        but for a factor.
+    pos_weight: tensor (L,) or None: how much a 1 of each label counts against a 0, as in `nn.BCEWithLogitsLoss`: a
+        weight of 10 punishes missing the label ten times as hard as a false alarm. The paper's alpha is
+        alpha / (1 - alpha) here, but for a factor.
 
-    forward(logits (N, L), targets (N, L) of 0 and 1, weights (N, L) or None) -> scalar: the mean over all cells of weight
-    times loss. A weight of 0 masks a cell whose truth is not known: no gradient. The divisor is the number of cells,
+    forward(logits (N, L), targets (N, L) of 0 and 1, weights (N, L) or None) -> scalar: the mean over all cells of
+    weight times loss. A weight of 0 masks a cell whose truth is not known: no gradient. The divisor is the number of cells,
     known or not, so the batches of a step add up exactly; give weights of mean 1, as `tables.read_labels` does.
 
     (Lin et al., "Focal Loss for Dense Object Detection", 2017)
@@ -272,7 +272,8 @@ class BinaryFocal(nn.Module):
 
     def forward(self, logits, targets, weights=None):
         if logits.ndim != 2 or logits.shape != targets.shape or weights is not None and weights.shape != targets.shape:
-            raise LossError(f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)} and weights must all be (N, L)")
+            raise LossError(f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)} and weights must all be "
+                            "(N, L)")
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         # Not (1 - p) ** gamma: with gamma below 1 its gradient is infinite where p rounds to 1.
         log_yes, log_no = F.logsigmoid(logits), F.logsigmoid(-logits)
@@ -445,8 +446,8 @@ def refuse_unused(criterion, class_weights=None, label_smoothing=0.0, pos_weight
         raise LossError(f"{uses} takes no class weights: leave --class-weights out, or give it `weight`, as an attribute "
                         "or by functools.partial")
     if pos_weight is not None and known.get("pos_weight", getattr(criterion, "pos_weight", None)) is not pos_weight:
-        raise LossError(f"{uses} takes no pos weights: leave --pos-weight out, or give it `pos_weight`, as an attribute or "
-                        "by functools.partial")
+        raise LossError(f"{uses} takes no pos weights: leave --pos-weight out, or give it `pos_weight`, as an attribute "
+                        "or by functools.partial")
     if label_smoothing and not known.get("label_smoothing", getattr(criterion, "label_smoothing", 0.0)):
         raise LossError(f"{uses} knows no label smoothing: leave --label-smoothing out, or give it `label_smoothing`, as "
                         "an attribute or by functools.partial")

@@ -181,11 +181,11 @@ def report(confusion, classes, most=20):
 
 
 def average_precision(scores, truth):
-    """The area under the curve of precision over recall, as a sum of steps: each picture of the label adds the precision
-    among those that score at least as high. Scores that are equal make one step. nan if no truth is 1.
+    """The area under the curve of precision over recall, as a sum of steps: each picture of the label adds the
+    precision among those that score at least as high. Scores that are equal make one step. nan if no truth is 1.
 
-    scores: (N,), of any scale. truth: (N,) of 1, 0 or nan. (scikit-learn's average_precision_score has it so. The chance
-    level is the share of ones.)
+    scores: (N,), of any scale. truth: (N,) of 1, 0 or nan. (scikit-learn's average_precision_score has it so. The
+    chance level is the share of ones.)
     """
     hits, count, _ = _cuts(scores, truth)
     if not len(hits) or not hits[-1]:
@@ -195,8 +195,8 @@ def average_precision(scores, truth):
 
 
 def _cuts(scores, truth):
-    """For each distinct score, from the highest on: how many ones score at least so (K,), how many pictures (K,), and the
-    score (K,), all float64 on the CPU. Where the truth is not known, a picture does not count.
+    """For each distinct score, from the highest on: how many ones score at least so (K,), how many pictures (K,), and
+    the score (K,), all float64 on the CPU. Where the truth is not known, a picture does not count.
     """
     if scores.shape != truth.shape or truth.ndim != 1:
         raise ValueError(f"scores {tuple(scores.shape)} and truth {tuple(truth.shape)} must both be (N,)")
@@ -209,9 +209,9 @@ def _cuts(scores, truth):
 
 
 def best_threshold(probabilities, truth):
-    """The probability from which on to say yes, so that F1 is highest on these pictures: the middle between two of their
-    neighbouring probabilities (the lowest one and 0, if all are yes). Of several that are as good, the one nearest to
-    0.5, and of two as near the higher. 0.5 if no truth is 1. probabilities, truth: (N,).
+    """The probability from which on to say yes, so that F1 is highest on these pictures: the middle between two of
+    their neighbouring probabilities (the lowest one and 0, if all are yes). Of several that are as good, the one
+    nearest to 0.5, and of two as near the higher. 0.5 if no truth is 1. probabilities, truth: (N,).
     """
     hits, count, cuts = _cuts(probabilities, truth)
     if not len(hits) or not hits[-1]:
@@ -262,9 +262,9 @@ def _ratios(hits, given, true):
 
 
 def label_scores(probabilities, truth, thresholds):
-    """{"map", "macro_f1", "micro_f1"}. map: the mean of the average precision of the labels that are true of a picture at
-    all (nan if none is). At the thresholds, a list of L numbers: macro F1, the mean over the labels that are true of a
-    picture or given to one, so that a rare label counts as much as a frequent one; micro F1, from the counts of all.
+    """{"map", "macro_f1", "micro_f1"}. map: the mean of the average precision of the labels that are true of a picture
+    at all (nan if none is). At the thresholds, a list of L numbers: macro F1, the mean over the labels that are true of
+    a picture or given to one, so that a rare label counts as much as a frequent one; micro F1, from the counts of all.
     """
     precisions = torch.tensor([average_precision(p, t) for p, t in zip(probabilities.T, truth.T, strict=True)])
     hits, given, true = label_counts(probabilities, truth, thresholds)
@@ -275,9 +275,9 @@ def label_scores(probabilities, truth, thresholds):
 
 
 def label_report(labels, probabilities, truth, thresholds, most=40):
-    """A table with a line for each label: of how many pictures it is true and their share, which is the average precision
-    of guessing; average precision; at its threshold precision, recall and F1, and beside them the F1 at 0.5. Then the
-    means over the labels (see `label_scores`), and the same from the counts of all labels.
+    """A table with a line for each label: of how many pictures it is true and their share, which is the average
+    precision of guessing; average precision; at its threshold precision, recall and F1, and beside them the F1 at 0.5.
+    Then the means over the labels (see `label_scores`), and the same from the counts of all labels.
     """
     width = max(map(len, [*labels[:most], "macro mean"]))
     both = [label_counts(probabilities, truth, cuts) for cuts in (thresholds, [0.5] * len(labels))]
@@ -306,15 +306,17 @@ def label_report(labels, probabilities, truth, thresholds, most=40):
     micro = [*_ratios(*(count.sum() for count in both[0])), _ratios(*(count.sum() for count in both[1]))[2]]
     lines.append(line("micro", int(true.sum()), [math.nan] * 3 + micro))
     if not found.all():
-        lines.append(f"note: the mean AP is over the {found.sum()} of {len(labels)} labels that are true of a picture here")
-    if not known.eq(len(truth)).all():
-        lines.append(f"note: {int((len(truth) - known).sum())} of {truth.numel()} answers are not known, and not counted")
+        lines.append(f"note: the mean AP is over the {found.sum()} of {len(labels)} labels that are true of a picture "
+                     "here")
+    if unknown := int(truth.isnan().sum()):
+        lines.append(f"note: {unknown} of {truth.numel()} answers are not known, and not counted")
     return "\n".join(lines)
 
 
 def label_rows(files, labels, probabilities, thresholds, truth=None):
-    """[{"file", "labels": those given, then of each label "p_beach", its probability, and given a truth "true_beach": 1,
-    0, or an empty cell}, ...] for a CSV. thresholds: a list of L numbers. Between the names stands `separator_for` them.
+    """[{"file", "labels": those given, then of each label "p_beach", its probability, and given a truth "true_beach":
+    1, 0, or an empty cell}, ...] for a CSV. thresholds: a list of L numbers. Between the names stands `separator_for`
+    them.
     """
     rows, separator = [], separator_for(labels)
     given = probabilities.double() >= torch.tensor(thresholds, dtype=torch.float64)

@@ -176,7 +176,9 @@ def thresholds_in_words(state):
 
 
 def write_program(state, file):
-    """Write the network with normalization, and softmax, sigmoid or the targets' units, as a program; say how to use it."""
+    """Write the network with normalization, and softmax, sigmoid or the targets' units, as a program; say how to use
+    it.
+    """
     preprocessing, targets, labels = state["preprocessing"], state.get("targets"), state.get("labels")
     mean, std, quantiles = preprocessing["mean"], preprocessing["std"], len(state.get("quantiles") or [])
     program = export.Program(rebuild(state), mean, std, state.get("scale"), quantiles, labels is not None)
@@ -203,8 +205,8 @@ def load_checkpoints(files):
     """
     states = [checkpoint.load(file, needs=checkpoint.NEEDED) for file in files]
     kinds = [next(kind for kind in ("classes", "labels", "targets") if kind in state) for state in states]
-    answers = [sorted(map(nfc, output_names(state))) if kind != "targets" else
-               [*state["targets"], *map(str, state["quantiles"] or [])] for state, kind in zip(states, kinds, strict=True)]
+    answers = [sorted(map(nfc, output_names(state))) if "targets" not in state else
+               [*state["targets"], *map(str, state["quantiles"] or [])] for state in states]
     for file, kind, answer in zip(files, kinds, answers, strict=True):
         if (kind, answer) != (kinds[0], answers[0]):
             raise checkpoint.CheckpointError(f"{file} predicts {', '.join(answer)} and {files[0]} "
@@ -267,12 +269,13 @@ def class_rows(args, states, outputs, good, found):
 
 
 def label_rows(args, states, outputs, good, paths, truth):
-    """As `class_rows`, for labels; truth: (N, labels), nan where it is not known, or None. Several answers: the means of
-    their probabilities, and of their thresholds.
+    """As `class_rows`, for labels; truth: (N, labels), nan where it is not known, or None. Several answers: the means
+    of their probabilities, and of their thresholds.
     """
     labels = states[0]["labels"]
     places = places_of(labels, [state["labels"] for state in states])
-    probabilities = torch.stack([o[good].double().sigmoid()[:, p] for o, p in zip(outputs, places, strict=True)]).mean(0)
+    found = [logits[good].double().sigmoid()[:, p] for logits, p in zip(outputs, places, strict=True)]
+    probabilities = torch.stack(found).mean(0)
     values = torch.tensor([list(state["thresholds"].values()) for state in states], dtype=torch.float64)
     thresholds = torch.stack([own[p] for own, p in zip(values, places, strict=True)]).mean(0).tolist()
     truth = None if truth is None else truth[good]
@@ -322,8 +325,8 @@ def columns_of(args, state, found, truth):
 
 
 def read_labels(args, state):
-    """The pictures (Found) of the rows of --labels, and what is true of them: numbers (N, targets) or labels (N, labels),
-    nan where it is not known, or None where it never is. Raises tables.TableError.
+    """The pictures (Found) of the rows of --labels, and what is true of them: numbers (N, targets) or labels (N,
+    labels), nan where it is not known, or None where it never is. Raises tables.TableError.
     """
     if "labels" in state:
         trained = state["options"]
@@ -361,11 +364,12 @@ def predict(args):
         return 0
     device, truth, classes = pick_device(args.device), None, state.get("classes", [])
     if args.labels and classes:
-        raise data.DataError("--labels is for numbers and labels: give a folder whose subfolders are named like the classes")
+        raise data.DataError("--labels is for numbers and labels: give a folder whose subfolders are named like the "
+                             "classes")
     if args.all_probabilities and not classes:
         why = "the CSV has all of labels" if "labels" in state else "there are none of numbers"
-        raise checkpoint.CheckpointError(f"--all-probabilities is for classes, and {args.checkpoint[0]} has none: leave it "
-                                         f"out, {why}")
+        raise checkpoint.CheckpointError(f"--all-probabilities is for classes, and {args.checkpoint[0]} has none: leave "
+                                         f"it out, {why}")
     if args.labels:
         found, truth = read_labels(args, state)
     else:
@@ -412,8 +416,8 @@ def predict(args):
 def _given(row, labels):
     """The labels that a row of `label_rows` gives, with their probabilities, the likeliest first."""
     names = row["labels"].split(metrics.separator_for(labels))
-    found = sorted(((row[column], name) for column, name in zip(metrics.probability_columns(labels), labels, strict=True)
-                    if name in names), reverse=True)
+    columns = zip(metrics.probability_columns(labels), labels, strict=True)
+    found = sorted(((row[column], name) for column, name in columns if name in names), reverse=True)
     return ", ".join(f"{name} {value:.4f}" for value, name in found) or "-"
 
 

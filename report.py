@@ -47,9 +47,9 @@ STYLES = {"train": ("training", {"color": "tab:blue", "linestyle": "--", "marker
           "val": ("validation", {"color": "black", "linestyle": "-", "marker": "s"}),
           "old_val": ("old validation", {"color": "tab:red", "linestyle": ":", "marker": "^"}),
           "lr": ("learning rate", {"color": "0.3", "linestyle": "-", "marker": "."})}
-OPTIONS = ("data labels target separator log_target quantiles from old_data method ewc fisher replay_fraction replay_size "
-           "l2_sp model weights head freeze unfreeze image_size augment mixup cutmix loss class_weights pos_weight costs "
-           "optimizer lr backbone_lr_scale layer_decay weight_decay schedule batch_size accumulate epochs "
+OPTIONS = ("data labels target separator log_target quantiles from old_data method ewc fisher replay_fraction "
+           "replay_size l2_sp model weights head freeze unfreeze image_size augment mixup cutmix loss class_weights "
+           "pos_weight costs optimizer lr backbone_lr_scale layer_decay weight_decay schedule batch_size accumulate epochs "
            "patience seed").split()  # those that the page shows
 OF_METHODS = {"freeze": "freeze", "l2_sp": "l2-sp", "ewc": "ewc", "fisher": "ewc", "fisher_size": "ewc",
               "replay_fraction": "replay", "replay_size": "replay"}  # of train_continual.py: option, its --method
@@ -111,7 +111,8 @@ def read_predictions(folder, prefix=""):
     path = Path(folder, f"{prefix}{split}_predictions.csv")
     names = list((read_csv(path, lambda name: False) or [{}])[0])
     of_classes, labels = {"prediction", "probability"} <= set(names), label_names(names)
-    targets = [] if of_classes or labels else [n.removesuffix("_prediction") for n in names if n.endswith("_prediction")]
+    of_numbers = [] if of_classes or labels else [name for name in names if name.endswith("_prediction")]
+    targets = [name.removesuffix("_prediction") for name in of_numbers]
     pattern = "|".join(f"{re.escape(t)}(_prediction|_q[-+.0-9e]+)?" for t in targets) or "probability"
     if labels:
         pattern = "(p|true)_.*"
@@ -651,10 +652,12 @@ def judge_labels(rows, labels, find):
                     (find(file), file, [words, f"probability {p:.1%}"]) for p, file in worst[:4]]
     there, judged = [s for s in scores if s[1] or s[4]], [s[3] for s in scores if s[1]]
     said, hits, ones = (sum(s[k] for s in scores) for k in (4, 5, 1))
-    facts = [("mean average precision", f"{sum(judged) / len(judged) if judged else math.nan:.4f}, over the {len(judged)} of "
-                                        f"{len(labels)} labels that are true of a picture here"),
+    mean = sum(judged) / len(judged) if judged else math.nan
+    counts = f"{hits:.0f} of {ones} right, {said - hits:.0f} false alarms"
+    facts = [("mean average precision", f"{mean:.4f}, over the {len(judged)} of {len(labels)} labels that are true of a "
+                                        "picture here"),
              ("macro F1", f"{sum(s[8] for s in there) / max(1, len(there)):.4f}"),
-             ("micro F1", f"{2 * hits / max(1, said + ones):.4f} ({hits:.0f} of {ones} right, {said - hits:.0f} false alarms)")]
+             ("micro F1", f"{2 * hits / max(1, said + ones):.4f} ({counts})")]
     scores.sort(key=lambda score: (math.isnan(score[3]), score[3]))
     cells = [[name, ones, f"{share:.3f}", *(f"{v:.4f}" for v in (ap, *ratios))]
              for name, ones, share, ap, _, _, *ratios in scores]
@@ -740,7 +743,8 @@ def write_report(folder):
             facts.append(("judged on", split + (", which chose best.pt: expect a little less on others"
                                                 if split == "val" else "")))
         if len(known) < len(rows):
-            facts.append(("not judged", f"{len(rows) - len(known)} of {len(rows)} pictures, whose {'labels are' if labels else 'class is'} not known"))
+            what = "labels are" if labels else "class is"
+            facts.append(("not judged", f"{len(rows) - len(known)} of {len(rows)} pictures, whose {what} not known"))
         if known:
             more, judged = (judge_numbers(known, targets, bool(options.get("log_target")), find) if targets
                             else judge_labels(known, labels, find) if labels else judge_classes(known, find))

@@ -849,8 +849,9 @@ def prediction_rows(files, targets, predictions, quantiles=None, levels=(), trut
 
 
 def read_labels(file, targets, split_paths, val_split=0.2, separator=None, file_column="file"):
-    """A Table of labels, whose `targets` are their names. Its values are 1, 0, or nan where it is not known; its weights
-    (rows, labels) are 0 there, and the same for all known cells of a split, so that their mean is 1. Raises TableError.
+    """A Table of labels, whose `targets` are their names. Its values are 1, 0, or nan where it is not known; its
+    weights (rows, labels) are 0 there, and the same for all known cells of a split, so that their mean is 1. Raises
+    TableError.
 
     targets: columns of 0, 1 or nothing, a label each; with a `separator`, one column of names with that between them,
         where an empty cell is a picture without a label. Names are learned from the training split.
@@ -881,8 +882,8 @@ def read_labels(file, targets, split_paths, val_split=0.2, separator=None, file_
         else:
             samples[split].append((path, row))
     for split, count in unknown.items():
-        sheet.notes.append(f"note: {file}: left out {_count(count, 'row')} of the split {split} in which no label is known"
-                           f"{': predict.py --labels predicts them' if split == 'test' else ''}")
+        sheet.notes.append(f"note: {file}: left out {_count(count, 'row')} of the split {split} in which no label is "
+                           f"known{': predict.py --labels predicts them' if split == 'test' else ''}")
     for split in ("train", "val"):
         if not samples[split]:
             raise TableError(f"{file} has no rows of the split {split} with a known label: name some so in its column "
@@ -901,8 +902,8 @@ def read_labels(file, targets, split_paths, val_split=0.2, separator=None, file_
 
 
 def read_label_rows(file, labels, targets, separator=None, file_column="file"):
-    """[(path, split or None, [1.0, 0.0, or None where it is not known, for each label]), ...] and notes, from a table as
-    `read_labels` takes it, for a model that knows these labels. Columns may be absent; names that are not among the
+    """[(path, split or None, [1.0, 0.0, or None where it is not known, for each label]), ...] and notes, from a table
+    as `read_labels` takes it, for a model that knows these labels. Columns may be absent; names that are not among the
     labels are told in the notes. Raises TableError.
     """
     sheet = read_csv(file)
@@ -917,8 +918,8 @@ def read_label_rows(file, labels, targets, separator=None, file_column="file"):
     else:
         names = [[]] * len(sheet.rows) if missing else read_names(sheet, targets[0], separator)
         if strange := sorted({name for found in names for name in found} - set(labels)):
-            sheet.notes.append(f"note: {file}: {_count(len(strange), 'label')} that the model does not know, not scored: "
-                               f"{', '.join(strange[:5])}{' ...' if len(strange) > 5 else ''}")
+            sheet.notes.append(f"note: {file}: {_count(len(strange), 'label')} that the model does not know, not "
+                               f"scored: {', '.join(strange[:5])}{' ...' if len(strange) > 5 else ''}")
         cells = _cells_of(names, labels, splits)
     return list(zip(find_pictures(sheet, file_column), splits, cells, strict=True)), sheet.notes
 
@@ -931,8 +932,8 @@ def read_zeros_and_ones(sheet, column):
         value = re.fullmatch(r"([01])([.,]0*)?", text)  # 1.0 is how a program writes it where cells are empty
         if text and not value:
             names = "; for a column of names say --separator" if re.search(r"[^\W\d_]", text) else ""
-            raise TableError(f"{sheet.file}, line {line}: {column} is {_shown(text)}: write 1, 0, or nothing where it is "
-                             f"not known{names}")
+            raise TableError(f"{sheet.file}, line {line}: {column} is {_shown(text)}: write 1, 0, or nothing where it "
+                             f"is not known{names}")
         found.append(float(value[1]) if value else None)
     return found
 
@@ -967,13 +968,13 @@ def _refuse_new_names(sheet, column, names, labels, separator):
             meant = f"; did you mean {_shown(close[0])}?" if close else ""
             if _separates_nothing(names):
                 meant = f" (the separator {separator!r} separates nothing there)"
-            raise TableError(f"{sheet.file}, line {line}: the label {_shown(strange[0])} in {column} is in no row of the "
-                             f"training split{meant}: take it away, or give training some in a column split")
+            raise TableError(f"{sheet.file}, line {line}: the label {_shown(strange[0])} in {column} is in no row of "
+                             f"the training split{meant}: take it away, or give training some in a column split")
 
 
 def _cells_of(names, labels, splits):
-    """[1.0 or 0.0 for each label] of each row, from the names in it. Where no row of a split has any, they are not known
-    there: None.
+    """[1.0 or 0.0 for each label] of each row, from the names in it. Where no row of a split has any, they are not
+    known there: None.
     """
     told = {split for split, found in zip(splits, names, strict=True) if found}
     return [[float(label in found) if split in told else None for label in labels]
@@ -995,17 +996,18 @@ def describe_labels(table, most=20):
         lines.append(f"{name:<{width}}" + "".join(f"{ones:12d}{zeros:8d}{rest:9d}" for ones, zeros, rest in counts))
     if len(table.targets) > most:
         lines.append(f"... and {len(table.targets) - most} more labels")
-    lines.append(f"{'pictures':<{width}}" + "".join(f"{len(found):12d}{'':17}" for found in table.splits.values()).rstrip())
-    absent = [name for name, column in zip(table.targets, table.values["val"].T, strict=True) if not (column == 1).any()]
-    if absent:
-        lines.append(f"note: no picture of val has {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}: no score "
-                     "there, and the threshold stays 0.5")
+    counts = "".join(f"{len(found):12d}{'':17}" for found in table.splits.values())
+    lines.append(f"{'pictures':<{width}}{counts}".rstrip())
+    there = (table.values["val"] == 1).any(0).tolist()
+    if absent := [name for name, occurs in zip(table.targets, there, strict=True) if not occurs]:
+        lines.append(f"note: no picture of val has {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}: no "
+                     "score there, and the threshold stays 0.5")
     return "\n".join([*lines, *table.notes])
 
 
 def label_tensors(table, split, device="cpu"):
-    """What a network learns from a split of labels, in float32 on the device: 1 and 0 (rows, labels), and the weights of
-    these cells: 0 where a label is not known, and its 0 or 1 means nothing.
+    """What a network learns from a split of labels, in float32 on the device: 1 and 0 (rows, labels), and the weights
+    of these cells: 0 where a label is not known, and its 0 or 1 means nothing.
     """
     return table.values[split].nan_to_num(0).float().to(device), table.weights[split].float().to(device)
 
@@ -1013,4 +1015,5 @@ def label_tensors(table, split, device="cpu"):
 def refuse_no_ones(values, labels, monitor):
     """Raise TableError if no label (rows, labels) is 1 in any row of the validation split. labels: the file."""
     if not (values == 1).any():
-        raise TableError(f"{labels}: no label is 1 in any val row, so there is no {monitor} to monitor: --monitor val_loss")
+        raise TableError(f"{labels}: no label is 1 in any val row, so there is no {monitor} to monitor: --monitor "
+                         "val_loss")

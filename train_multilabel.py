@@ -1,15 +1,15 @@
-"""Fine-tune a torchvision network to find any number of labels in a picture: the full loop, top to bottom, in plain PyTorch.
+"""Fine-tune a torchvision network to give pictures any number of labels: the full loop, top to bottom, in plain PyTorch.
 
-    python train_multilabel.py --data ./beaches --target water,people,haze --freeze backbone      # columns of 0 and 1
-    python train_multilabel.py --data ./beaches --target tags --separator " "                     # a column of names
-    python train_multilabel.py --data ./beaches --target water,people,haze --pos-weight balanced  # rare labels count more
-    torchrun --nproc_per_node=2 train_multilabel.py --data ./beaches --target water --output runs/a --resume   # two GPUs
+    python train_multilabel.py --data ./beaches --target water,people,haze --freeze backbone     # columns of 0 and 1
+    python train_multilabel.py --data ./beaches --target tags --separator " "                    # a column of names
+    python train_multilabel.py --data ./beaches --target water,haze --pos-weight balanced        # rare labels count more
+    torchrun --nproc_per_node=2 train_multilabel.py --data ./beaches --target water --output runs/a --resume  # two GPUs
     python train_multilabel.py --resume runs/train_multilabel/.../last.pt                  # go on after an interruption
 
---labels is a CSV below --data with a column `file` (paths relative to the CSV), the labels that --target names, and maybe
-a column `split` of train, val and test. A label is a column of 1 (it is there), 0 (it is not) or nothing (not known, which
-counts neither way); or a word in one column of names. What comes out lies in --output: best.pt, with a threshold for each
-label, and last.pt, history.csv (one row per epoch), args.json, the predictions.
+--labels is a CSV below --data with a column `file` (paths relative to the CSV), the labels that --target names, and
+maybe a column `split` of train, val and test. A label is a column of 1 (it is there), 0 (it is not) or nothing (not
+known, which counts neither way); or a word in one column of names. What comes out lies in --output: best.pt, with a
+threshold for each label, and last.pt, history.csv (one row per epoch), args.json, the predictions.
 
 More: docs/labels.md
 """
@@ -56,15 +56,16 @@ def build_parser():
     add("--data", metavar="DIR", help="the folder of --labels")
     add("--labels", default="labels.csv", metavar="FILE",
         help="a CSV with a column file, labels, maybe split; relative to --data (default %(default)s)")
-    add("--file-column", default="file", metavar="NAME", help="the column that names the pictures (default %(default)s)")
+    add("--file-column", default="file", metavar="NAME",
+        help="the column that names the pictures (default %(default)s)")
     add("--target", type=names, metavar="A,B",
         help="columns of 1, 0 or nothing (not known), a label each; or with --separator one column of names")
     add("--separator", metavar="S", help="what stands between the names in that column: ' ' or ';', say")
     add("--val-split", type=number(float, 0.01, 0.99), default=0.2, metavar="SHARE",
         help="share that is set aside where there is no column split (default %(default)s)")
     add("--augment", choices=data.AUGMENT, default="light",
-        help="light: a slight crop, flip; standard: any crop, which may cut off what a label is about, flip; strong: and "
-             "colours, distortions, holes (default %(default)s)")
+        help="light: a slight crop, flip; standard: any crop, which may cut off what a label is about, flip; strong: "
+             "and colours, distortions, holes (default %(default)s)")
     add_picture_options(add)
 
     add_network_options(parser)
@@ -72,7 +73,8 @@ def build_parser():
 
     add = parser.add_argument_group("loss").add_argument
     add("--loss", choices=["bce", "focal"], default="bce",
-        help="bce: binary cross-entropy, a yes or no for each label; focal: hard cells count more (default %(default)s)")
+        help="bce: binary cross-entropy, a yes or no for each label; focal: hard cells count more (default "
+             "%(default)s)")
     add("--focal-gamma", type=above, default=2.0, metavar="G", help="focal: 0 is bce (default %(default)s)")
     add("--pos-weight", metavar="W",
         help="balanced | LABEL=W,... such as haze=10: missing haze costs ten times a false alarm")
@@ -286,8 +288,8 @@ def train(args, saved, stop):
     else:
         # Each label is a yes or no of its own: a sigmoid for each output, and no softmax over them.
         criterion = partial(masked_cross_entropy, pos_weight=pos_weight)
-    # Your own loss: put it here, as `criterion`. Any function or nn.Module that takes logits (N, L), targets (N, L) of 0
-    # and 1 and weights (N, L), all float32, and returns a scalar: the mean over the cells of weight times loss. The
+    # Your own loss: put it here, as `criterion`. Any function or nn.Module that takes logits (N, L), targets (N, L) of
+    # 0 and 1 and weights (N, L), all float32, and returns a scalar: the mean over the cells of weight times loss. The
     # next line refuses --pos-weight if it has no `pos_weight`, as an attribute or an argument of functools.partial.
     losses.refuse_unused(criterion, pos_weight=pos_weight)
     # A module is moved to the device. If it has parameters of its own, they train at the head's rate and are saved.
@@ -563,7 +565,7 @@ def train(args, saved, stop):
 
 
 def masked_cross_entropy(logits, targets, weights, pos_weight=None):
-    """The binary cross-entropy of each cell (N, L) times its weight, 0 where it is not known; the mean over all cells."""
+    """Binary cross-entropy of each cell (N, L) times its weight, 0 where it is not known; the mean over all cells."""
     cells = nn.functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=pos_weight, reduction="none")
     return (cells * weights).mean()
 

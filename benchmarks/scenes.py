@@ -1,11 +1,11 @@
 """Draw scenes whose labels are known, to try train_multilabel.py on.
 
-    python benchmarks/scenes.py --draw ./scenes            # labels.csv with columns of 0 and 1, tags.csv with one of names
+    python benchmarks/scenes.py --draw ./scenes       # labels.csv with columns of 0 and 1, tags.csv with one of names
     python train_multilabel.py --data ./scenes --target disc,bar,ring,star --weights none --image-size 48 --lr 0.003
 
-On a ground of any colour lie shapes of any colour and place, each kind present or not, whatever the others are: discs and
-bars in every second picture, rings in every seventh, stars in one of 20. A tenth of the cells of labels.csv are empty:
-it is not known whether the shape is there. The same pictures on every run.
+On a ground of any colour lie shapes of any colour and place, each kind present or not, whatever the others are: discs
+and bars in every second picture, rings in every seventh, stars in one of 20. A tenth of the cells of labels.csv are
+empty: it is not known whether the shape is there. The same pictures on every run.
 """
 
 import argparse
@@ -63,7 +63,8 @@ def draw_folder(folder, counts):
             rows.append({"file": f"{split}/{i}.png", **cells, "tags": tags, "split": split})
     for name, left_out in (("labels.csv", {"tags"}), ("tags.csv", set(SHARES))):
         with open(folder / name, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [column for column in rows[0] if column not in left_out], extrasaction="ignore")
+            columns = [column for column in rows[0] if column not in left_out]
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
 
