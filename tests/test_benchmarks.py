@@ -13,6 +13,7 @@ import torchvision
 from PIL import Image
 
 import data
+import tables
 import train_classifier
 import train_regressor
 from conftest import MODEL, ROOT
@@ -218,3 +219,18 @@ def test_same_weights_sees_a_bit_and_its_commands_use_every_option(capsys):
         options = {o for a in script.build_parser()._actions for o in a.option_strings if o.startswith("--")}
         options -= {o for o in options if o.startswith("--no-") and o not in used}
         assert options - used <= {"--help", "--compile", "--sync-bn", "--tensorboard", "--wd"} | left_out
+
+
+def test_scenes_hold_what_their_tables_say(tmp_path, capsys, monkeypatch, error_of):
+    scenes = program("scenes")
+    monkeypatch.setattr(scenes, "COUNTS", {"train": 60, "val": 20})
+    scenes.main(["--draw", str(tmp_path / "x")])
+    assert "80 pictures" in capsys.readouterr().out
+    table = tables.read_labels(tmp_path / "x/labels.csv", ["disc", "bar", "ring", "star"], None)
+    names = tables.read_labels(tmp_path / "x/tags.csv", ["tags"], None, separator=" ")
+    columns = [names.targets.index(name) for name in table.targets]
+    for split, values in table.values.items():
+        known = ~values.isnan()
+        assert 0.8 < known.double().mean() < 1 and torch.equal(values[known], names.values[split][:, columns][known])
+    for path, row in names.splits["train"]:  # a picture without shapes is of one colour
+        assert (len(Image.open(path).getcolors()) > 1) == bool(names.values["train"][row].any())
