@@ -423,7 +423,7 @@ def draw_labels(scores):
     ones, average precision), ...]. Where there are no ones, there is no bar.
     """
     figure = new_figure(7, 1.1 + 0.28 * len(scores), layout="constrained")
-    axes = plain_panel(figure, (1, 1, 1), "average precision; the line: guessing, the share of ones", "")
+    axes = plain_panel(figure, (1, 1, 1), "average precision", "black: guessing, the share of ones")
     places = range(len(scores))
     axes.barh(places, [0 if math.isnan(ap) else ap for *_, ap in scores], color="tab:blue", height=0.7)
     for place, (_, ones, share, ap) in enumerate(scores):
