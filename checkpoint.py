@@ -185,14 +185,14 @@ class Run:
         here = f"epoch {self.progress.epoch}, step {self.progress.step}"
         return "\n".join([f"resumed from {file} at {here}", *notes])
 
-    def load_best(self):
-        """The weights (of the part "model") that best.pt holds, on the CPU, and its row of the history, in all
-        processes. Raises CheckpointError.
+    def load_best(self, *parts):
+        """The weights (of the part "model") that best.pt holds, on the CPU, its row of the history, and the states of
+        other `parts` that are asked for, in all processes. Raises CheckpointError.
         """
         best = None
         if self.is_first:
             state = load(self.folder / "best.pt", self.script or None)
-            best = state["model"], state["history"][-1]
+            best = state["model"], state["history"][-1], *(state[name] for name in parts)
         return _broadcast(best)
 
     def check_finite(self, value, what):
@@ -549,7 +549,7 @@ def write_weights(state_dict, path):
 KEPT = ("before_unfreeze_*.pt", "epoch_*.pt")  # beside last.pt and best.pt
 PREDICTIONS = tuple(f"{which}{split}_predictions.csv" for which in ("", "old_") for split in ("val", "test"))
 WRITTEN = (*KEPT, "last.pt", "best.pt", "history.csv", "args.json", *PREDICTIONS, "features_*.bin", "features_*.bin.raw",
-           "report.html", "curves.png", "confusion.png", "predicted.png", "residuals.png", "mistakes.png")
+           "report.html", "curves.png", "confusion.png", "labels.png", "predicted.png", "residuals.png", "mistakes.png")
 
 
 def start_folder(folder, options):

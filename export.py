@@ -27,19 +27,21 @@ class ExportError(Exception):
 
 
 class Program(nn.Module):
-    """A network with what belongs before and behind it: normalization, then softmax, or the way back to a target's own
-    units.
+    """A network with what belongs before and behind it: normalization, then softmax, sigmoid, or the way back to a
+    target's own units.
 
-    scale: None for classes; for numbers {"mean": [...], "std": [...], "log": bool}, as tables.fit_scale makes it;
-    quantiles: of each number, how many the network was trained for (0: it gives the number itself).
+    scale: None for classes and labels; for numbers {"mean": [...], "std": [...], "log": bool}, as tables.fit_scale
+    makes it; quantiles: of each number, how many the network was trained for (0: it gives the number itself). labels:
+    whether it gives labels, of which a picture may have any number.
 
-    forward(pictures (N, 3, H, W) float32, RGB in 0..1) -> probabilities (N, C), numbers (N, T), or their quantiles
-    (N, T, Q), ascending.
+    forward(pictures (N, 3, H, W) float32, RGB in 0..1) -> probabilities (N, C) of classes or labels, numbers (N,
+    T), or their quantiles (N, T, Q), ascending.
     """
 
-    def __init__(self, model, mean, std, scale=None, quantiles=0):
+    def __init__(self, model, mean, std, scale=None, quantiles=0, labels=False):
         super().__init__()
-        self.model, self.quantiles, self.classes, self.log = model, quantiles, scale is None, bool(scale and scale["log"])
+        self.model, self.quantiles, self.labels = model, quantiles, labels
+        self.classes, self.log = scale is None and not labels, bool(scale and scale["log"])
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         if scale:
@@ -50,6 +52,8 @@ class Program(nn.Module):
         outputs = self.model((pictures - self.mean) / self.std)
         if self.classes:
             return outputs.softmax(1)
+        if self.labels:
+            return outputs.sigmoid()
         numbers = outputs.unflatten(1, (-1, self.quantiles or 1)) * self.target_std + self.target_mean
         numbers = numbers.exp() if self.log else numbers
         return numbers.sort(2).values if self.quantiles else numbers.flatten(1)

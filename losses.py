@@ -245,13 +245,53 @@ def _weighted_mean(per_sample, weights):
     return per_sample.mean() if weights is None else (per_sample * weights).mean()
 
 
+# ---- several labels per picture
+
+
+class BinaryFocal(nn.Module):
+    """Binary cross-entropy for each label of its own, in which a cell that is predicted well counts little: with p the
+    probability of what is true there, -log p times (1 - p)^gamma.
+
+    gamma: 0 is binary cross-entropy; at 2 a cell with p = 0.9 counts a hundredth.
+    pos_weight: tensor (L,) or None: how much a 1 of each label counts against a 0, as in `nn.BCEWithLogitsLoss`: a
+        weight of 10 punishes missing the label ten times as hard as a false alarm. The paper's alpha is
+        alpha / (1 - alpha) here, but for a factor.
+
+    forward(logits (N, L), targets (N, L) of 0 and 1, weights (N, L) or None) -> scalar: the mean over all cells of
+    weight times loss. A weight of 0 masks a cell whose truth is not known: no gradient. The divisor is the number of cells,
+    known or not, so the batches of a step add up exactly; give weights of mean 1, as `tables.read_labels` does.
+
+    (Lin et al., "Focal Loss for Dense Object Detection", 2017)
+    """
+
+    def __init__(self, gamma=2.0, pos_weight=None):
+        super().__init__()
+        if not 0 <= gamma < math.inf:
+            raise LossError(f"gamma must be 0 (cross-entropy) or above, and finite, not {gamma}")
+        self.register_buffer("pos_weight", pos_weight)
+        self.gamma = gamma
+
+    def forward(self, logits, targets, weights=None):
+        if logits.ndim != 2 or logits.shape != targets.shape or weights is not None and weights.shape != targets.shape:
+            raise LossError(f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)} and weights must all be "
+                            "(N, L)")
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        # Not (1 - p) ** gamma: with gamma below 1 its gradient is infinite where p rounds to 1.
+        log_yes, log_no = F.logsigmoid(logits), F.logsigmoid(-logits)
+        of_ones = torch.exp(self.gamma * log_no) * log_yes
+        if self.pos_weight is not None:
+            of_ones = of_ones * self.pos_weight
+        cells = -torch.where(targets > 0.5, of_ones, torch.exp(self.gamma * log_yes) * log_no)
+        return cells.mean() if weights is None else (cells * weights).mean()
+
+
 # ---- settings and penalties
 
 
-def _rename(classes, separators):
+def _rename(classes, separators, kind="class"):
     """What to add to an error if a separator in the name of a class may be its cause."""
     words = " or ".join({",": "a comma", ":": "a colon"}[mark] for mark in separators)
-    return f" (rename a class with {words})" if any(mark in c for c in classes for mark in separators) else ""
+    return f" (rename a {kind} with {words})" if any(mark in c for c in classes for mark in separators) else ""
 
 
 def _nfc(name):
@@ -259,10 +299,10 @@ def _nfc(name):
     return unicodedata.normalize("NFC", name)
 
 
-def _check_known(name, classes, what, separators):
+def _check_known(name, classes, what, separators, kind="class", kinds="classes"):
     if name not in classes:
-        raise LossError(f"{what} name an unknown class '{name}'; the classes are {', '.join(classes)}"
-                        + _rename(classes, separators))
+        raise LossError(f"{what} name an unknown {kind} '{name}'; the {kinds} are {', '.join(classes)}"
+                        + _rename(classes, separators, kind))
 
 
 def _positive(text, what):
@@ -288,20 +328,39 @@ def class_weights(spec, classes, counts, device="cpu"):
         return None
     if spec == "balanced":
         return torch.tensor([sum(counts) / (len(counts) * n) for n in counts], device=device)
-    classes = [_nfc(name) for name in classes]
-    weights, named = dict.fromkeys(classes, 1.0), set()
+    return torch.tensor(_named_weights(spec, classes), device=device)
+
+
+def _named_weights(spec, names, what="class weights", kind="class", kinds="classes"):
+    """The weights that `dog=10,cat=1` gives to the names, 1 to those that it lacks, in a list. The rest: words."""
+    names = [_nfc(name) for name in names]
+    weights, named = dict.fromkeys(names, 1.0), set()
     for part in _nfc(spec).split(","):
         name, equals, value = part.strip().rpartition("=")
         if not equals:
-            raise LossError(f"class weights '{spec}' are neither 'balanced' nor like {classes[0]}=10,{classes[-1]}=1"
-                            + _rename(classes, ","))
-        _check_known(name, classes, "class weights", ",")
+            raise LossError(f"{what} '{spec}' are neither 'balanced' nor like {names[0]}=10,{names[-1]}=1"
+                            + _rename(names, ",", kind))
+        _check_known(name, names, what, ",", kind, kinds)
         if name in named:
-            raise LossError(f"class weights name '{name}' twice")
+            raise LossError(f"{what} name '{name}' twice")
         named.add(name)
         # Zero is refused: a batch of that class alone would be 0 / 0.
-        weights[name] = _positive(value, f"the weight of class '{name}'")
-    return torch.tensor(list(weights.values()), device=device)
+        weights[name] = _positive(value, f"the weight of {kind} '{name}'")
+    return list(weights.values())
+
+
+def pos_weights(spec, labels, values, device="cpu"):
+    """How much a 1 of each label counts against a 0: a float32 tensor (L,) on the device, or None.
+
+    spec: None; `balanced`: the number of zeros over that of ones, so that both weigh the same in total; or
+        `beach=10,haze=2`, where a label that is not named has 1.
+    labels: the L names. values: 1, 0 or nan (rows, labels), those of the training split.
+    """
+    if spec is None:
+        return None
+    if spec == "balanced":
+        return ((values == 0).sum(0) / (values == 1).sum(0)).float().to(device)
+    return torch.tensor(_named_weights(spec, labels, "pos weights", "label", "labels"), device=device)
 
 
 def own_parameters(criterion, device="cpu"):
@@ -382,15 +441,19 @@ def name_of(criterion):
     return getattr(function, "__name__", type(function).__name__)
 
 
-def refuse_unused(criterion, class_weights=None, label_smoothing=0.0):
+def refuse_unused(criterion, class_weights=None, label_smoothing=0.0, pos_weight=None):
     """Raise LossError if these were asked for and `criterion`, any callable, does not know of them: they would be
-    accepted and change nothing. It knows of them if it has them as `weight` (that very tensor) and `label_smoothing`.
+    accepted and change nothing. It knows of them if it has them as `weight`, `pos_weight` (those very tensors) and
+    `label_smoothing`.
     """
     uses = f"the loss of section 6, {name_of(criterion)},"
     known = getattr(criterion, "keywords", {})  # of a functools.partial
     weight = known.get("weight", getattr(criterion, "weight", None))
     if class_weights is not None and weight is not class_weights:
         raise LossError(f"{uses} takes no class weights: leave --class-weights out, or give it `weight`, as an attribute "
+                        "or by functools.partial")
+    if pos_weight is not None and known.get("pos_weight", getattr(criterion, "pos_weight", None)) is not pos_weight:
+        raise LossError(f"{uses} takes no pos weights: leave --pos-weight out, or give it `pos_weight`, as an attribute "
                         "or by functools.partial")
     if label_smoothing and not known.get("label_smoothing", getattr(criterion, "label_smoothing", 0.0)):
         raise LossError(f"{uses} knows no label smoothing: leave --label-smoothing out, or give it `label_smoothing`, as "

@@ -1,8 +1,10 @@
-"""Metrics: of classification from a confusion matrix, of regression from values in their own units.
+"""Metrics: of classification from a confusion matrix, of several labels per picture from their probabilities, of
+regression from values in their own units.
 
     confusion = confusion_matrix(predictions, labels, num_classes=2)
     scores(confusion)["macro_f1"]
     print(report(confusion, ["cat", "dog"]))
+    label_scores(probabilities, truth, best_thresholds(probabilities, truth))["map"]
     regression_scores(predictions, targets)["mae"]
     meter = Meter(["loss", "hits"])                     # the sums of a running epoch
 
@@ -10,6 +12,7 @@ This file needs torch alone and can be copied into any project.
 """
 
 import math
+import re
 import time
 
 import torch
@@ -172,6 +175,164 @@ def report(confusion, classes, most=20):
             if n:
                 lines.append(f"{n:6d}  {classes[place // len(classes)]} -> {classes[place % len(classes)]}")
     return "\n".join(lines)
+
+
+# ---- several labels per picture: probabilities (N, L), and a truth (N, L) of 1, 0 and nan, where it is not known
+
+
+def average_precision(scores, truth):
+    """The area under the curve of precision over recall, as a sum of steps: each picture of the label adds the
+    precision among those that score at least as high. Scores that are equal make one step. nan if no truth is 1.
+
+    scores: (N,), of any scale. truth: (N,) of 1, 0 or nan. (scikit-learn's average_precision_score has it so. The
+    chance level is the share of ones.)
+    """
+    hits, count, _ = _cuts(scores, truth)
+    if not len(hits) or not hits[-1]:
+        return math.nan
+    gained = hits.diff(prepend=hits.new_zeros(1))
+    return (gained * hits / count).sum().item() / hits[-1].item()
+
+
+def _cuts(scores, truth):
+    """For each distinct score, from the highest on: how many ones score at least so (K,), how many pictures (K,), and
+    the score (K,), all float64 on the CPU. Where the truth is not known, a picture does not count.
+    """
+    if scores.shape != truth.shape or truth.ndim != 1:
+        raise ValueError(f"scores {tuple(scores.shape)} and truth {tuple(truth.shape)} must both be (N,)")
+    scores, truth = scores.cpu().double(), truth.cpu().double()
+    scores, truth = scores[~truth.isnan()], truth[~truth.isnan()]
+    scores, order = scores.sort(descending=True)
+    last = torch.ones_like(scores, dtype=torch.bool)  # of those that are equal
+    last[:-1] = scores[1:] != scores[:-1]
+    return truth[order].cumsum(0)[last], torch.arange(1.0, len(scores) + 1, dtype=torch.float64)[last], scores[last]
+
+
+def best_threshold(probabilities, truth):
+    """The probability from which on to say yes, so that F1 is highest on these pictures: the middle between two of
+    their neighbouring probabilities (the lowest one and 0, if all are yes). Of several that are as good, the one
+    nearest to 0.5, and of two as near the higher. 0.5 if no truth is 1. probabilities, truth: (N,).
+    """
+    hits, count, cuts = _cuts(probabilities, truth)
+    if not len(hits) or not hits[-1]:
+        return 0.5
+    f1 = 2 * hits / (count + hits[-1])
+    middles = (cuts + torch.cat([cuts[1:], cuts.new_zeros(1)])) / 2
+    best = middles[f1 == f1.max()]
+    return best[(best - 0.5).abs().argmin()].item()
+
+
+def best_thresholds(probabilities, truth):
+    """`best_threshold` of each label, a list."""
+    return [best_threshold(p, t) for p, t in zip(probabilities.T, truth.T, strict=True)]
+
+
+class Thresholds:
+    """From which probability on a label is given: one for each, chosen anew by `choose`. It has the two methods of
+    PyTorch's own state, so a checkpoint holds those of its own weights.
+    """
+
+    def __init__(self, labels):
+        self.labels, self.values = list(labels), [0.5] * len(labels)
+
+    def choose(self, probabilities, truth):
+        """Those that give the highest F1 on these pictures (N, L), each label of its own: see `best_threshold`."""
+        self.values = best_thresholds(probabilities, truth)
+
+    def state_dict(self):
+        return dict(zip(self.labels, self.values, strict=True))
+
+    def load_state_dict(self, state):
+        self.values = [state[label] for label in self.labels]
+
+
+def label_counts(probabilities, truth, thresholds):
+    """Hits, how often a label was given, and how often it is true, over the pictures where that is known: float64 (L,).
+    thresholds: a list of L numbers.
+    """
+    truth = truth.cpu().double()
+    known = ~truth.isnan()
+    given = (probabilities.cpu().double() >= torch.tensor(thresholds, dtype=torch.float64)) & known
+    return ((truth == 1) & given).sum(0).double(), given.sum(0).double(), (truth == 1).sum(0).double()
+
+
+def _ratios(hits, given, true):
+    """Precision, recall, F1. A ratio 0/0 counts as 0."""
+    return hits / given.clamp(min=1), hits / true.clamp(min=1), 2 * hits / (given + true).clamp(min=1)
+
+
+def label_scores(probabilities, truth, thresholds):
+    """{"map", "macro_f1", "micro_f1"}. map: the mean of the average precision of the labels that are true of a picture
+    at all (nan if none is). At the thresholds, a list of L numbers: macro F1, the mean over the labels that are true of
+    a picture or given to one, so that a rare label counts as much as a frequent one; micro F1, from the counts of all.
+    """
+    precisions = torch.tensor([average_precision(p, t) for p, t in zip(probabilities.T, truth.T, strict=True)])
+    hits, given, true = label_counts(probabilities, truth, thresholds)
+    f1, there = _ratios(hits, given, true)[2], given + true > 0
+    return {"map": precisions[~precisions.isnan()].double().mean().item(),
+            "macro_f1": f1[there].mean().item() if there.any() else 0.0,
+            "micro_f1": _ratios(hits.sum(), given.sum(), true.sum())[2].item()}
+
+
+def label_report(labels, probabilities, truth, thresholds, most=40):
+    """A table with a line for each label: of how many pictures it is true and their share, which is the average
+    precision of guessing; average precision; at its threshold precision, recall and F1, and beside them the F1 at 0.5.
+    Then the means over the labels (see `label_scores`), and the same from the counts of all labels.
+    """
+    width = max(map(len, [*labels[:most], "macro mean"]))
+    both = [label_counts(probabilities, truth, cuts) for cuts in (thresholds, [0.5] * len(labels))]
+    precision, recall, f1 = _ratios(*both[0])
+    at_half, (_, given, true) = _ratios(*both[1])[2], both[0]
+    known = (~truth.isnan()).sum(0).cpu()
+    ap = torch.tensor([average_precision(p, t) for p, t in zip(probabilities.T, truth.T, strict=True)]).double()
+    share = true / known.clamp(min=1)
+    columns = torch.stack([share, ap, torch.tensor(thresholds).double(), precision, recall, f1, at_half], dim=1)
+    lines = [f"{'label':<{width}}  pictures  share      AP  threshold  precision  recall      F1  F1 at 0.5"]
+
+    def line(name, count, numbers):
+        words = "{:5.3f}  {:6.4f}  {:9.4f}  {:9.4f}  {:6.4f}  {:6.4f}  {:9.4f}".format(*numbers)
+        return f"{name:<{width}}  {count:8d}  {re.sub(r'nan', '  -', words)}"
+
+    there = given + true > 0
+    for name, count, occurs, numbers in list(zip(labels, true.int().tolist(), there, columns, strict=True))[:most]:
+        numbers[3:] = numbers[3:] if occurs else math.nan
+        lines.append(line(name, count, numbers.tolist()))
+    if len(labels) > most:
+        lines.append(f"... and {len(labels) - most} more labels")
+    there_at_half = both[1][1] + true > 0
+    means = [precision[there].mean(), recall[there].mean(), f1[there].mean(), at_half[there_at_half].mean()]
+    found = ~ap.isnan()
+    lines.append(line("macro mean", int(true.sum()), [share[found].mean(), ap[found].mean(), math.nan, *means]))
+    micro = [*_ratios(*(count.sum() for count in both[0])), _ratios(*(count.sum() for count in both[1]))[2]]
+    lines.append(line("micro", int(true.sum()), [math.nan] * 3 + micro))
+    if not found.all():
+        lines.append(f"note: the mean AP is over the {found.sum()} of {len(labels)} labels that are true of a picture "
+                     "here")
+    if unknown := int(truth.isnan().sum()):
+        lines.append(f"note: {unknown} of {truth.numel()} answers are not known, and not counted")
+    return "\n".join(lines)
+
+
+def label_rows(files, labels, probabilities, thresholds, truth=None):
+    """[{"file", "labels": those given, then of each label "p_beach", its probability, and given a truth "true_beach":
+    1, 0, or an empty cell}, ...] for a CSV. thresholds: a list of L numbers. Between the names stands `separator_for`
+    them.
+    """
+    rows, separator = [], separator_for(labels)
+    given = probabilities.double() >= torch.tensor(thresholds, dtype=torch.float64)
+    for i, file in enumerate(files):
+        row = {"file": file, "labels": separator.join(name for name, yes in zip(labels, given[i], strict=True) if yes)}
+        row |= zip(probability_columns(labels), probabilities[i].tolist(), strict=True)
+        if truth is not None:
+            row |= {f"true_{name}": "" if value != value else int(value)
+                    for name, value in zip(labels, truth[i].tolist(), strict=True)}
+        rows.append(row)
+    return rows
+
+
+def separator_for(labels):
+    """What stands between names in a cell: a blank, or else the first of , ; | that none of the names holds."""
+    return next((mark for mark in " ,;|" if not any(mark in name for name in labels)), "\n")
 
 
 # ---- regression

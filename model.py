@@ -106,7 +106,7 @@ def load_pretrained(weights, name):
     for entry in enum:
         if Path(entry.url).name == Path(file).name:
             pretrained |= _preset(entry) | {"imagenet_input": True}
-    scripts = ("train_classifier", "train_continual", "train_regressor")
+    scripts = ("train_classifier", "train_continual", "train_multilabel", "train_regressor")
     if isinstance(holder, dict) and holder.get("script") in scripts:  # one of our checkpoints
         pretrained |= holder["preprocessing"] | {"outputs": output_names(holder)}
         pretrained["imagenet_input"] = holder["build"]["options"].get("transform_input", False)
@@ -506,12 +506,11 @@ def set_dropout(model, head, p):
 
 
 def output_names(saved):
-    """What the outputs of the network of one of our checkpoints stand for: classes, whose names are compared in Unicode's
-    composed form (NFC), or numbers.
+    """What the outputs of the network of one of our checkpoints stand for: classes or labels, whose names are compared in
+    Unicode's composed form (NFC), or numbers.
     """
-    if "classes" not in saved:
-        return saved["outputs"]
-    return [unicodedata.normalize("NFC", name) for name in saved["classes"]]
+    names = next(saved[kind] for kind in ("classes", "labels", "outputs") if kind in saved)
+    return [unicodedata.normalize("NFC", name) for name in names]
 
 
 def rebuild(saved):

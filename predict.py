@@ -1,4 +1,4 @@
-"""Use a fine-tuned model: pictures in, classes or numbers out.
+"""Use a fine-tuned model: pictures in, classes, labels or numbers out.
 
     python predict.py --checkpoint runs/.../best.pt some.jpg a_folder/ 'more/*.png'
     python predict.py --checkpoint runs/.../best.pt a_folder/ --top-k 3 --csv predictions.csv
@@ -10,7 +10,8 @@
     python predict.py --checkpoint runs/.../best.pt --export model.pt2          # a program, or model.onnx
 
 A picture that cannot be read is named and passed over; the exit status is then 1. One whose class or number is not
-known is predicted and not scored. Any other mistake is one line on stderr and exit status 2.
+known is predicted and not scored. Of labels, those are given whose probability reaches the threshold that was best on
+the validation split. Any other mistake is one line on stderr and exit status 2.
 
 More: docs/prediction.md
 """
@@ -184,6 +185,8 @@ def write_weights(state, file):
     print(f"wrote {file}, a state_dict for {how}")
     print("input: RGB in 0..1, {}, mean {mean}, std {std}".format(shape_of_input(state), **state["preprocessing"]))
     print(f"outputs: {', '.join(names)}")
+    if "labels" in state:
+        print(f"a label is given where sigmoid(output) is at least: {thresholds_in_words(state)}")
     if "scale" in state:
         print("in units of the training split: number = {}output * std + mean{}, with mean {mean} and std {std}".format(
             *(("exp(", ")") if state["scale"]["log"] else ("", "")), **state["scale"]))
@@ -196,28 +199,44 @@ def write_weights(state, file):
         print("then set model.classifier[2] = torch.nn.Identity(): it was trained without the ReLU behind the head")
 
 
+def thresholds_in_words(state):
+    return ", ".join(f"{label} {value:.4f}" for label, value in state["thresholds"].items())
+
+
 def write_program(state, file):
-    """Write the network with normalization, and softmax or the targets' units, as a program; say how to use it."""
-    preprocessing, targets = preprocessing_for(state["preprocessing"]), state.get("targets")
-    mean, std = preprocessing["mean"], preprocessing["std"]
-    program = export.Program(rebuild(state), mean, std, state.get("scale"), len(state.get("quantiles") or []))
-    outputs = {"targets": targets, "quantiles": state["quantiles"]} if targets else {"classes": state["classes"]}
+    """Write the network with normalization, and softmax, sigmoid or the targets' units, as a program; say how to use
+    it.
+    """
+    preprocessing, targets, labels = preprocessing_for(state["preprocessing"]), state.get("targets"), state.get("labels")
+    mean, std, quantiles = preprocessing["mean"], preprocessing["std"], len(state.get("quantiles") or [])
+    program = export.Program(rebuild(state), mean, std, state.get("scale"), quantiles, labels is not None)
+    if targets:
+        outputs = {"targets": targets, "quantiles": state["quantiles"]}
+    elif labels:
+        outputs = {"labels": labels, "thresholds": list(state["thresholds"].values())}
+    else:
+        outputs = {"classes": state["classes"]}
     said = export.write(program, preprocessing["image_size"], file, preprocessing | outputs)
     print(f"wrote {file}; {said}")
     print("input: RGB in 0..1, float32, (N, 3, {image_size}, {image_size}): {}; mean and std are inside".format(
         shape_of_input(state), **preprocessing))
     kind = "probabilities" if not targets else "numbers in their own units" if not state["quantiles"] else \
         f"the quantiles {', '.join(map(str, state['quantiles']))} in their own units"
-    print(f"output: {kind}: {', '.join(targets or state['classes'])}")
+    print(f"output: {kind}: {', '.join(targets or output_names(state))}")
+    if labels:
+        print(f"a label is given where its probability is at least: {thresholds_in_words(state)}")
 
 
 def load_checkpoints(files):
-    """Their states, which must predict the same classes (in any order), or the same numbers. Raises CheckpointError."""
+    """Their states, which must predict the same classes or labels (in any order), or the same numbers. Raises
+    CheckpointError.
+    """
     states = [checkpoint.load(file, needs=checkpoint.NEEDED) for file in files]
-    answers = [sorted(state["classes"]) if "classes" in state else
+    kinds = [next(kind for kind in ("classes", "labels", "targets") if kind in state) for state in states]
+    answers = [sorted(output_names(state)) if "targets" not in state else
                [*state["targets"], *map(str, state["quantiles"] or [])] for state in states]
-    for file, state, answer in zip(files, states, answers, strict=True):
-        if ("classes" in state, answer) != ("classes" in states[0], answers[0]):
+    for file, kind, answer in zip(files, kinds, answers, strict=True):
+        if (kind, answer) != (kinds[0], answers[0]):
             raise checkpoint.CheckpointError(f"{file} predicts {', '.join(answer)} and {files[0]} "
                                              f"{', '.join(answers[0])}: only the same can be averaged")
     return states
@@ -255,13 +274,18 @@ def run_network(args, state, device, paths):
     return list(outputs), {place: bad[path] for place, path in enumerate(paths) if path in bad}
 
 
+def places_of(names, states):
+    """Where the names, of classes or labels, stand in each of the checkpoints, which may have them in another order."""
+    return [[output_names(state).index(name) for name in names] for state in states]
+
+
 def class_rows(args, states, outputs, good, found):
     """The predictions as rows of a table, and words about their scores (None where no class is known).
     outputs: the logits (N, C) of each of `states`, of which one may be there twice. good: the places of the pictures
     `found` that could be read.
     """
     classes = states[0]["classes"]
-    places = [[state["classes"].index(name) for name in classes] for state in states]  # maybe in another order
+    places = places_of(classes, states)
     probabilities = torch.stack([logits.softmax(1)[:, p] for logits, p in zip(outputs, places, strict=True)]).mean(0)
     labels = torch.tensor([one.label for one in found])
     truth = labels[good] if (labels >= 0).any() else None
@@ -278,6 +302,30 @@ def class_rows(args, states, outputs, good, found):
         balanced = of_all["balanced_accuracy"]
         words += f", balanced accuracy {balanced:.4f} over the {there} of {len(classes)} classes that have any"
     return rows, f"{words}\n{metrics.report(confusion, classes)}"
+
+
+def label_rows(args, states, outputs, good, paths, truth):
+    """As `class_rows`, for labels; truth: (N, labels), nan where it is not known, or None. Several answers: the means
+    of their probabilities, and of their thresholds.
+    """
+    labels = output_names(states[0])
+    places = places_of(labels, states)
+    found = [logits[good].double().sigmoid()[:, p] for logits, p in zip(outputs, places, strict=True)]
+    probabilities = torch.stack(found).mean(0)
+    values = torch.tensor([list(state["thresholds"].values()) for state in states], dtype=torch.float64)
+    thresholds = torch.stack([own[p] for own, p in zip(values, places, strict=True)]).mean(0).tolist()
+    truth = None if truth is None else truth[good]
+    rows = metrics.label_rows([paths[i] for i in good], labels, probabilities, thresholds, truth)
+    if truth is None or truth.isnan().all():
+        return rows, None
+    known = (~truth.isnan()).any(1)
+    report = metrics.label_report(labels, probabilities[known], truth[known], thresholds)
+    return rows, f"on the {counted(int(known.sum()))} {which_rows(args)}:\n\n{report}"
+
+
+def which_rows(args):
+    """Words about those that are scored."""
+    return f"of {args.split}" if args.split else f"of {args.labels}, those it was trained on perhaps among them"
 
 
 def number_rows(args, states, outputs, good, paths, truth):
@@ -297,18 +345,16 @@ def number_rows(args, states, outputs, good, paths, truth):
     return rows, f"on the {counted(known)} {which_rows(args)}:\n\n{report}"
 
 
-def which_rows(args):
-    """Words about those that are scored."""
-    return f"of {args.split}" if args.split else f"of {args.labels}, those it was trained on perhaps among them"
-
-
 def columns_of(args, state, found, truth):
-    """The columns of what `class_rows` or `number_rows` will return."""
+    """The columns of what `class_rows`, `label_rows` or `number_rows` will return."""
     if "classes" in state:
         label = torch.zeros(1, dtype=torch.int64) if any(one.label >= 0 for one in found) else None
         zeros = torch.zeros(1, len(state["classes"]))
         rows = metrics.prediction_rows([""], zeros, state["classes"], label, args.top_k, args.all_probabilities)
         return list(rows[0])
+    if "labels" in state:
+        zeros = torch.zeros(1, len(state["labels"]))
+        return list(metrics.label_rows([""], state["labels"], zeros, [0.5] * len(state["labels"]), truth)[0])
     levels, zeros = state["quantiles"], torch.zeros(1, len(state["targets"]))
     quantiles = zeros[..., None].expand(-1, -1, len(levels)) if levels else None
     return list(tables.prediction_rows([""], state["targets"], zeros, quantiles, levels, truth)[0])
@@ -350,22 +396,28 @@ def read_classes(args, state):
     return [Found(path, None, (), place.get(name, -1)) for path, _, name in rows]
 
 
-def read_numbers(args, state):
-    """The pictures (Found) of the rows of --labels, and their true numbers (N, targets), nan where there is none, or
-    None where there are none at all. Raises tables.TableError.
+def read_truth(args, state):
+    """The pictures (Found) of the rows of --labels, and what is true of them: numbers (N, targets) or labels (N,
+    labels), nan where it is not known, or None where it never is. Raises tables.TableError.
     """
-    targets, column = state["targets"], args.file_column or state["options"].get("file_column") or "file"
-    rows, notes = tables.read_rows(args.labels, targets, numbers_optional=True, file_column=column, folder=args.data)
+    options = state["options"]
+    column = args.file_column or options.get("file_column") or "file"
+    if "labels" in state:
+        names, what = state["labels"], "known label"
+        rows, notes = tables.read_label_rows(args.labels, names, options["target"], options["separator"], column, args.data)
+    else:
+        names, what = state["targets"], f"number for {', '.join(state['targets'])}"
+        rows, notes = tables.read_rows(args.labels, names, numbers_optional=True, file_column=column, folder=args.data)
     rows = rows_of_split(args, rows)
     # Of several numbers some may be known: a row that has none at all is None.
-    nothing = [None] * len(targets)
+    nothing = [None] * len(names)
     truth = torch.tensor([[math.nan if number is None else number for number in numbers or nothing]
-                          for _, _, numbers, _ in rows], dtype=torch.float64)
+                          for _, _, numbers, *_ in rows], dtype=torch.float64)
     without = truth.isnan().all(1).tolist()
     if any(without):
-        names = some([path for (path, *_), lacks in zip(rows, without, strict=True) if lacks])
-        notes.append(f"note: {sum(without)} of {len(rows)} rows of {args.labels} have no number for "
-                     f"{', '.join(targets)}: predicted, not scored ({names})")
+        files = some([path for (path, *_), lacks in zip(rows, without, strict=True) if lacks])
+        notes.append(f"note: {sum(without)} of {len(rows)} rows of {args.labels} have no {what}: predicted, not scored "
+                     f"({files})")
     for line in notes:
         say(line)
     return [Found(path, None, (), -1) for path, *_ in rows], None if all(without) else truth
@@ -382,16 +434,18 @@ def predict(args):
     if not (args.pictures or args.labels):
         return 0
     device, truth, classes = pick_device(args.device), None, state.get("classes", [])
+    predicts = "labels" if "labels" in state else "the numbers"
     if args.target and not classes:
-        raise checkpoint.CheckpointError(f"--target is for classes, and {args.checkpoint[0]} predicts the numbers "
-                                         f"{', '.join(state['targets'])}: leave it out")
+        raise checkpoint.CheckpointError(f"--target is for classes, and {args.checkpoint[0]} predicts {predicts} "
+                                         f"{', '.join(state.get('labels') or state['targets'])}: leave it out")
     if args.all_probabilities and not classes:
+        why = "leave it out, the CSV has those of all labels" if "labels" in state else "leave it out"
         raise checkpoint.CheckpointError(f"--all-probabilities is for classes, and {args.checkpoint[0]} predicts "
-                                         "numbers: leave it out")
+                                         f"{predicts}: {why}")
     if args.labels and classes:
         found = read_classes(args, state)
     elif args.labels:
-        found, truth = read_numbers(args, state)
+        found, truth = read_truth(args, state)
     else:
         found = list_pictures(args.pictures, classes)
     if args.csv:  # now, and not after all the predicting
@@ -415,12 +469,15 @@ def predict(args):
     if classes:
         rows, words = class_rows(args, *zip(*answers, strict=True), good, found)
     else:
-        rows, words = number_rows(args, *zip(*answers, strict=True), good, paths, truth)
+        rows_of = label_rows if "labels" in state else number_rows
+        rows, words = rows_of(args, *zip(*answers, strict=True), good, paths, truth)
     if rows:
         # --all-probabilities are for the file: a thousand of them would fill the terminal.
         for_the_file = set(metrics.probability_columns(classes))
         shown = [column for column in rows[0] if column not in for_the_file]
         cells = [shown, *([_short(row[column], column) for column in shown] for row in rows)]
+        if "labels" in state:
+            cells = [["file", "labels"], *([row["file"], _given(row, state["labels"])] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for line in cells:
             print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -429,6 +486,14 @@ def predict(args):
     if words:
         print(f"\n{words}")
     return 1 if len(good) < len(found) else 0
+
+
+def _given(row, labels):
+    """The labels that a row of `label_rows` gives, with their probabilities, the likeliest first."""
+    names = row["labels"].split(metrics.separator_for(labels))
+    columns = zip(metrics.probability_columns(labels), labels, strict=True)
+    found = sorted(((row[column], name) for column, name in columns if name in names), reverse=True)
+    return ", ".join(f"{name} {value:.4f}" for value, name in found) or "-"
 
 
 def _short(value, column):

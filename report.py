@@ -16,6 +16,7 @@ import base64
 import csv
 import html
 import io
+import itertools
 import json
 import math
 import os
@@ -40,15 +41,15 @@ MOST_CLASSES = 100  # in the picture of the confusion matrix
 MOST_TARGETS = 12  # in the pictures of numbers
 MOST_PANELS = 24  # in the picture of the curves
 MARK = "report.py"  # stands at the beginning of every file that is written here
-HEADINGS = {"curves.png": "Training", "confusion.png": "Classes", "predicted.png": "Predicted and true",
-            "residuals.png": "Errors", "mistakes.png": "The worst mistakes"}
+HEADINGS = {"curves.png": "Training", "confusion.png": "Classes", "labels.png": "Labels",
+            "predicted.png": "Predicted and true", "residuals.png": "Errors", "mistakes.png": "The worst mistakes"}
 STYLES = {"train": ("training", {"color": "tab:blue", "linestyle": "--", "marker": "o"}),
           "val": ("validation", {"color": "black", "linestyle": "-", "marker": "s"}),
           "old_val": ("old validation", {"color": "tab:red", "linestyle": ":", "marker": "^"}),
           "lr": ("learning rate", {"color": "0.3", "linestyle": "-", "marker": "."})}
-OPTIONS = ("data labels target log_target quantiles from old_data method ewc fisher replay_fraction replay_size "
-           "l2_sp model weights head freeze unfreeze image_size augment mixup cutmix loss class_weights costs "
-           "optimizer lr backbone_lr_scale layer_decay weight_decay schedule batch_size accumulate epochs "
+OPTIONS = ("data labels target separator log_target quantiles from old_data method ewc fisher replay_fraction "
+           "replay_size l2_sp model weights head freeze unfreeze image_size augment mixup cutmix loss class_weights "
+           "pos_weight costs optimizer lr backbone_lr_scale layer_decay weight_decay schedule batch_size accumulate epochs "
            "patience seed").split()  # those that the page shows
 OF_METHODS = {"freeze": "freeze", "l2_sp": "l2-sp", "ewc": "ewc", "fisher": "ewc", "fisher_size": "ewc",
               "replay_fraction": "replay", "replay_size": "replay"}  # of train_continual.py: option, its --method
@@ -100,7 +101,7 @@ def read_options(folder):
 
 
 def read_predictions(folder, prefix=""):
-    """(split, rows, targets): targets are the numbers that a regression predicts, [] for a classification. Without
+    """(split, rows, targets): targets are the numbers that a regression predicts, [] for classes and labels. Without
     predictions, as before the end of a run: (None, [], []). prefix: "old_" for those of the old pictures. predict.py
     writes such files, too, and knows no truth of some pictures: their cells are empty, or there is no such column.
     """
@@ -109,16 +110,26 @@ def read_predictions(folder, prefix=""):
         return None, [], []
     path = Path(folder, f"{prefix}{split}_predictions.csv")
     names = list((read_csv(path, lambda name: False) or [{}])[0])
-    of_classes = {"prediction", "probability"} <= set(names)
+    of_classes, labels = {"prediction", "probability"} <= set(names), label_names(names)
     # (A column that has one of predictions itself is a target that is called so.)
-    predicted = [n for n in names if n.endswith("_prediction") and f"{n}_prediction" not in names]
-    targets = [] if of_classes else [n.removesuffix("_prediction") for n in predicted]
+    of_numbers = [n for n in names if n.endswith("_prediction") and f"{n}_prediction" not in names]
+    targets = [] if of_classes or labels else [name.removesuffix("_prediction") for name in of_numbers]
     pattern = "|".join(f"{re.escape(t)}(_prediction|_q[-+.0-9e]+)?" for t in targets) or "probability"
+    if labels:
+        pattern = "(p|true)_.*"
     rows = read_csv(path, lambda name: re.fullmatch(pattern, name))
-    needed = ["file"] if targets else ["file", "prediction", "probability"]
+    needed = ["file"] if targets else ["file", *(f"p_{name}" for name in labels)] if labels else [
+        "file", "prediction", "probability"]
     if not all(row.get(name, "") != "" and row[name] == row[name] for row in rows for name in needed):  # "" or nan
         raise ReportError(f"{path} lacks a {', '.join(needed)} in some row: restore it, or delete it")
     return split, [row | {name: row.get(name, math.nan) for name in targets} for row in rows], targets
+
+
+def label_names(columns):
+    """The labels whose probabilities stand in a file with these columns, [] if it is of classes or numbers."""
+    first, rest = list(columns)[:2], list(columns)[2:]
+    of_labels = first == ["file", "labels"] and all(name.startswith(("p_", "true_")) for name in rest)
+    return [name.removeprefix("p_") for name in rest if name.startswith("p_")] if of_labels else []
 
 
 def find_picture(file, folder, options):
@@ -267,6 +278,19 @@ def class_scores(counts):
     return sorted(scores, key=lambda score: score[3])
 
 
+def average_precision(points):
+    """Of [(probability, truth: 0 or 1), ...]: the sum over the ones of the share of ones among what is at least as
+    probable, divided by their number. nan without ones.
+    """
+    ordered = sorted(points, reverse=True)
+    ones, hits, count, total = sum(truth for _, truth in points), 0, 0, 0.0
+    for _, group in itertools.groupby(ordered, key=lambda point: point[0]):
+        found = [truth for _, truth in group]
+        count, hits = count + len(found), hits + sum(found)
+        total += sum(found) * hits / count
+    return total / ones if ones else math.nan
+
+
 def number_scores(points):
     """{"MAE", "RMSE", "R2", maybe "inside": the share within the range} of [(truth, prediction, low, high), ...]."""
     n, mean = len(points), sum(t for t, *_ in points) / len(points)
@@ -393,6 +417,23 @@ def draw_confusion(counts, scores):
                 words = f"{counts[t, p]}\n{shares[i][j]:.0%}" if n <= 12 else counts[t, p]
                 axes.text(j, i, words, ha="center", va="center", color="white" if shares[i][j] > 0.65 else "black",
                           fontsize=min(9, 72 * cell / (0.75 * len(str(most)))), in_layout=False)
+    return figure
+
+
+def draw_labels(scores):
+    """The average precision of each label as a bar, and a line where guessing would be; scores: [(label, ones, share of
+    ones, average precision), ...]. Where there are no ones, there is no bar.
+    """
+    figure = new_figure(7, 1.1 + 0.28 * len(scores), layout="constrained")
+    axes = plain_panel(figure, (1, 1, 1), "average precision", "black: guessing, the share of ones")
+    places = range(len(scores))
+    axes.barh(places, [0 if math.isnan(ap) else ap for *_, ap in scores], color="tab:blue", height=0.7)
+    for place, (_, ones, share, ap) in enumerate(scores):
+        axes.vlines(share, place - 0.35, place + 0.35, color="black", linewidth=2)
+        words = f"{ap:.3f}" if ones else "no ones"
+        axes.text(1.01, place, words, va="center", fontsize=8)
+    axes.set_yticks(places, [label(f"{name} ({ones})", 40) for name, ones, *_ in scores], fontsize=8)
+    axes.set(xlim=(0, 1.1), ylim=(len(scores) - 0.4, -0.6))
     return figure
 
 
@@ -589,6 +630,49 @@ def judge_classes(rows, find):
     return facts, found
 
 
+def judge_labels(rows, labels, find):
+    """As `judge_classes`, for labels of which a picture may have any number. Where it is not known whether it has one,
+    the picture does not count for that label.
+    """
+    # As in metrics.separator_for.
+    separator = next((mark for mark in " ,;|" if not any(mark in name for name in labels)), "\n")
+    given, scores, sections, lines = [set(row["labels"].split(separator)) for row in rows], [], {}, []
+    for name in labels:
+        cells = [(row["file"], row.get(f"true_{name}", math.nan), row[f"p_{name}"], name in names)
+                 for row, names in zip(rows, given, strict=True)]
+        cells = [cell for cell in cells if math.isfinite(cell[1])]
+        ones, hits = sum(truth for _, truth, *_ in cells), sum(truth for _, truth, _, yes in cells if yes)
+        said, ap = sum(yes for *_, yes in cells), average_precision([(p, truth) for _, truth, p, _ in cells])
+        scores.append((name, int(ones), ones / max(1, len(cells)), ap, said, hits, hits / max(1, said),
+                       hits / max(1, ones), 2 * hits / max(1, ones + said)))
+        missed = sorted((p, file) for file, truth, p, yes in cells if truth and not yes)
+        alarms = sorted(((p, file) for file, truth, p, yes in cells if yes and not truth), reverse=True)
+        for words, worst in (("missed", missed), ("false alarm", alarms)):
+            lines += [(file, name, words, f"{p:.1%}") for p, file in worst[:4]]
+            if worst[:4]:
+                sections[f"{name}: {words}, {min(4, len(worst))} of {len(worst)}"] = [
+                    (find(file), file, [words, f"probability {p:.1%}"]) for p, file in worst[:4]]
+    there, judged = [s for s in scores if s[1] or s[4]], [s[3] for s in scores if s[1]]
+    said, hits, ones = (sum(s[k] for s in scores) for k in (4, 5, 1))
+    mean = sum(judged) / len(judged) if judged else math.nan
+    counts = f"{hits:.0f} of {ones} right, {said - hits:.0f} false alarms"
+    facts = [("mean average precision", f"{mean:.4f}, over the {len(judged)} of {len(labels)} labels that are true of a "
+                                        "picture here"),
+             ("macro F1", f"{sum(s[8] for s in there) / max(1, len(there)):.4f}"),
+             ("micro F1", f"{2 * hits / max(1, said + ones):.4f} ({counts})")]
+    scores.sort(key=lambda score: (math.isnan(score[3]), score[3]))
+    cells = [[name, ones, f"{share:.3f}", *(f"{v:.4f}" for v in (ap, *ratios))]
+             for name, ones, share, ap, _, _, *ratios in scores]
+    below = table(["label", "pictures", "share", "average precision", "precision", "recall", "F1"], cells)
+    found = {"labels.png": (draw_labels([score[:4] for score in scores[:MOST_CLASSES]]),
+                            "Average precision of each label, and that of guessing", below)}
+    if sections:
+        lines = table(["file", "label", "mistake", "probability"], lines, "words")
+        sections = dict(list(sections.items())[: 2 * MOST_TARGETS])
+        found["mistakes.png"] = draw_sheet(sections), f"Thumbnails: {'; '.join(sections)}", folded("As a table", lines)
+    return facts, found
+
+
 def judge_numbers(rows, targets, log, find):
     """As `judge_classes`, for a regression; log: its --log-target. Numbers that are not finite are left out."""
     facts, values, sections, lines = [], {}, {}, []
@@ -654,15 +738,18 @@ def write_report(folder):
     files, judged = {}, {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about letters that the font does not have
-        known = [row for row in rows if targets or row.get("truth")]
+        labels = label_names(rows[0]) if rows else []
+        known = [row for row in rows if targets or row.get("truth")
+                 or any(math.isfinite(row.get(f"true_{name}", math.nan)) for name in labels)]
         if rows:
             facts.append(("judged on", split + (", which chose best.pt: expect a little less on others"
                                                 if split == "val" else "")))
         if len(known) < len(rows):
-            facts.append(("not judged", f"{len(rows) - len(known)} of {len(rows)} pictures, whose class is not known"))
+            what = "labels are" if labels else "class is"
+            facts.append(("not judged", f"{len(rows) - len(known)} of {len(rows)} pictures, whose {what} not known"))
         if known:
             more, judged = (judge_numbers(known, targets, bool(options.get("log_target")), find) if targets
-                            else judge_classes(known, find))
+                            else judge_labels(known, labels, find) if labels else judge_classes(known, find))
             facts += more
         old_rows = [row for row in old_rows if row.get("truth")]
         if old_rows:

@@ -14,6 +14,11 @@ For other tables, the parts of `read_table`:
     paths, splits, prices = find_pictures(sheet), read_splits(sheet), read_numbers(sheet, "price")
     breeds = read_class_names(sheet, "breed")
 
+And labels, of which a picture may have any number:
+
+    table = read_labels("./beaches/labels.csv", ["water", "haze"], data.split_by_hash)     # columns of 0, 1 or nothing
+    table = read_labels("./beaches/labels.csv", ["tags"], data.split_by_hash, separator=" ")    # one column of names
+
 This file needs torch alone and can be copied into any project.
 """
 
@@ -692,7 +697,8 @@ def _unlisted(file, paths, listed):
 Table = namedtuple("Table", "targets splits values weights notes", defaults=[()])
 Table.__doc__ = """targets: the names of the columns to predict. splits: {"train", "val", maybe "test": [(path, row),
 ...]}, where `row` counts from 0 within the split. values: {split: float64 (rows, targets)}. weights: {split: float64
-(rows,)}, of mean 1 over the training split; all 1 without a column of weights. notes: lines for a person."""
+(rows,)}, of mean 1 over the training split; all 1 without a column of weights. notes: lines for a person. (Of labels:
+see `read_labels`.)"""
 
 
 def read_table(file, targets, split_paths, val_split=0.2, weight_column=None, log=False, file_column="file",
@@ -706,17 +712,13 @@ def read_table(file, targets, split_paths, val_split=0.2, weight_column=None, lo
     sheet = read_csv(file)
     targets = pick_columns(targets, sheet)
     rows = _rows_of(sheet, targets, weight_column, log, False, file_column, folder)
-    for path, split, numbers, weight in rows:
+    splits = set_aside([path for path, *_ in rows], [split for _, split, *_ in rows], split_paths, val_split, file)
+    for (path, _, numbers, weight), split in zip(rows, splits, strict=True):
         if numbers is not None:
-            samples[split or "train"].append((path, numbers, weight))
+            samples[split].append((path, numbers, weight))
     if without := sum(numbers is None for _, _, numbers, _ in rows):
         sheet.notes.append(f"note: {file}: left out {_count(without, 'row')} of the split test without a number: "
                            "predict.py --labels predicts them")
-    if rows[0][1] is None:  # there is no column `split`
-        paths = list(dict.fromkeys(path for path, _, _ in samples["train"]))
-        aside = set(split_paths(paths, val_split, Path(file).parent)[1])
-        samples["val"] = [s for s in samples["train"] if s[0] in aside]
-        samples["train"] = [s for s in samples["train"] if s[0] not in aside]
     for split in ("train", "val"):
         if not samples[split]:
             raise TableError(f"{file} has no rows of the split {split}: name some so in its column 'split'")
@@ -732,6 +734,16 @@ def read_table(file, targets, split_paths, val_split=0.2, weight_column=None, lo
     weights = {split: w / weights["train"].mean() for split, w in weights.items()}
     splits = {split: [(path, i) for i, (path, _, _) in enumerate(found)] for split, found in samples.items()}
     return Table(targets, splits, values, weights, sheet.notes)
+
+
+def set_aside(paths, splits, split_paths, val_split, file):
+    """The split of each row; where there is no column `split` in the file, those of a share `val_split` are val, which
+    `split_paths` chooses: see `read_table`.
+    """
+    if splits[0] is not None:
+        return splits
+    aside = set(split_paths(list(dict.fromkeys(paths)), val_split, Path(file).parent)[1])
+    return ["val" if path in aside else "train" for path in paths]
 
 
 def read_rows(file, targets, weight_column=None, log=False, numbers_optional=False, file_column="file", folder=None):
@@ -1067,3 +1079,177 @@ def prediction_rows(files, targets, predictions, quantiles=None, levels=(), trut
                 row |= {f"{name}_q{q:g}": quantiles[i, t, k].item() for k, q in enumerate(levels)}
         rows.append(row)
     return rows
+
+
+# ---- labels, of which a picture may have any number
+
+
+def read_labels(file, targets, split_paths, val_split=0.2, separator=None, file_column="file", folder=None):
+    """A Table of labels, whose `targets` are their names. Its values are 1, 0, or nan where it is not known; its
+    weights (rows, labels) are 0 there, and the same for all known cells of a split, so that their mean is 1. Raises
+    TableError.
+
+    targets: columns of 0, 1 or nothing, a label each; with a `separator`, one column of names with that between them,
+        where an empty cell is a picture without a label. Names are learned from the training split.
+    split_paths, val_split: see `read_table`. file_column: the column that names the pictures.
+    """
+    sheet = read_csv(file)
+    targets, file_column = pick_columns(targets, sheet), pick_columns([file_column], sheet)[0]
+    require_columns(sheet, [file_column, *targets])
+    if separator and len(targets) > 1:
+        raise TableError(f"{file}: a separator is for one column of names, and {len(targets)} are named: "
+                         f"{', '.join(targets)}")
+    paths = find_pictures(sheet, file_column, folder)
+    splits = set_aside(paths, read_splits(sheet), split_paths, val_split, file)
+    if separator:
+        names = read_names(sheet, targets[0], separator)
+        of_training = [found for found, split in zip(names, splits, strict=True) if split == "train"]
+        labels = sorted({name for found in of_training for name in found})
+        _refuse_new_names(sheet, targets[0], names, labels, separator)
+        cells = _cells_of(names, labels, splits)
+    else:
+        labels = targets
+        cells = _by_row(sheet, [read_zeros_and_ones(sheet, name) for name in targets])
+    sheet.notes.extend(_repeated(sheet, paths, cells, "labels"))
+    samples, unknown = {split: [] for split in ("train", "val", "test")}, Counter()
+    for path, split, row in zip(paths, splits, cells, strict=True):
+        if all(cell is None for cell in row):
+            unknown[split] += 1
+        else:
+            samples[split].append((path, row))
+    for split, count in unknown.items():
+        sheet.notes.append(f"note: {file}: left out {_count(count, 'row')} of the split {split} in which no label is "
+                           f"known{': predict.py --labels predicts them' if split == 'test' else ''}")
+    for split in ("train", "val"):
+        if not samples[split]:
+            raise TableError(f"{file} has no rows of the split {split} with a known label: name some so in its column "
+                             "'split', and fill them in")
+    samples = {split: found for split, found in samples.items() if found}
+    values = {split: torch.tensor([[math.nan if cell is None else cell for cell in row] for _, row in found],
+                                  dtype=torch.float64) for split, found in samples.items()}
+    for name, column in zip(labels, values["train"].T, strict=True):
+        for value in (1, 0):
+            if not (column == value).any():
+                raise TableError(f"{file}: the label {name} is {value} in no row of the training split: nothing to "
+                                 f"learn, leave it out{' of the cells' if separator else ' of --target'}")
+    weights = {split: ~found.isnan() / (~found.isnan()).double().mean() for split, found in values.items()}
+    splits = {split: [(path, i) for i, (path, _) in enumerate(found)] for split, found in samples.items()}
+    return Table(labels, splits, values, weights, sheet.notes)
+
+
+def read_label_rows(file, labels, targets, separator=None, file_column="file", folder=None):
+    """[(path, split or None, [1.0, 0.0, or None where it is not known, for each label]), ...] and notes, from a table
+    as `read_labels` takes it, for a model that knows these labels. Columns may be absent; names that are not among the
+    labels are told in the notes. Raises TableError.
+    """
+    sheet = read_csv(file)
+    targets, file_column = pick_columns(targets, sheet), pick_columns([file_column], sheet)[0]
+    require_columns(sheet, [file_column])
+    if missing := [name for name in targets if name not in sheet.columns]:
+        sheet.notes.append(f"note: {file} has no column {', '.join(map(repr, missing))}: nothing to score "
+                           f"{'them' if len(missing) > 1 else 'it'} by")
+    splits, nothing = read_splits(sheet), [None] * len(sheet.rows)
+    if not separator:
+        cells = _by_row(sheet, [nothing if name in missing else read_zeros_and_ones(sheet, name) for name in targets])
+    else:
+        names = [[]] * len(sheet.rows) if missing else read_names(sheet, targets[0], separator)
+        if strange := sorted({name for found in names for name in found} - set(labels)):
+            sheet.notes.append(f"note: {file}: {_count(len(strange), 'label')} that the model does not know, not "
+                               f"scored: {', '.join(strange[:5])}{' ...' if len(strange) > 5 else ''}")
+        cells = _cells_of(names, labels, splits)
+    return list(zip(find_pictures(sheet, file_column, folder), splits, cells, strict=True)), sheet.notes
+
+
+def read_zeros_and_ones(sheet, column):
+    """1.0, 0.0, or None (an empty cell: not known) for each row, from a column of 0 and 1. Raises TableError."""
+    found = []
+    for line, row in sheet.rows:
+        text = row[column].strip()
+        value = re.fullmatch(r"([01])([.,]0*)?", text)  # 1.0 is how a program writes it where cells are empty
+        if text and not value:
+            names = "; for a column of names say --separator" if re.search(r"[^\W\d_]", text) else ""
+            raise TableError(f"{sheet.file}, line {line}: {column} is {_shown(text)}: write 1, 0, or nothing where it "
+                             f"is not known{names}")
+        found.append(float(value[1]) if value else None)
+    return found
+
+
+def read_names(sheet, column, separator):
+    """The names in each row of a column, in lists: letters with accents in one form, without blanks around them."""
+    found = []
+    for line, row in sheet.rows:
+        # Several blanks, or a line break, separate like one blank.
+        parts = row[column].split(None if separator == " " else separator)
+        names = [name for name in map(_clean_name, parts) if name]
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise TableError(f"{sheet.file}, line {line}: the label {_shown(twice[0])} stands there twice in {column}")
+        found.append(names)
+    if _separates_nothing(found) and any(found):
+        place = max(range(len(found)), key=lambda i: len(sheet.rows[i][1][column]))
+        line, row = sheet.rows[place]
+        sheet.notes.append(f"hint: {sheet.file}: the separator {separator!r} separates nothing in {column}: each cell "
+                           f"is one label, such as {_shown(row[column])} (line {line})")
+    return found
+
+
+def _separates_nothing(names):
+    return all(len(found) < 2 for found in names)
+
+
+def _refuse_new_names(sheet, column, names, labels, separator):
+    """Raise TableError for a name that no row of the training split has: there is nothing to learn it from."""
+    for (line, _), found in zip(sheet.rows, names, strict=True):
+        if strange := [name for name in found if name not in labels]:
+            close = difflib.get_close_matches(strange[0], labels, 1)
+            meant = f"; did you mean {_shown(close[0])}?" if close else ""
+            if _separates_nothing(names):
+                meant = f" (the separator {separator!r} separates nothing there)"
+            raise TableError(f"{sheet.file}, line {line}: the label {_shown(strange[0])} in {column} is in no row of "
+                             f"the training split{meant}: take it away, or give training some in a column split")
+
+
+def _cells_of(names, labels, splits):
+    """[1.0 or 0.0 for each label] of each row, from the names in it. Where no row of a split has any, they are not
+    known there: None.
+    """
+    told = {split for split, found in zip(splits, names, strict=True) if found}
+    return [[float(label in found) if split in told else None for label in labels]
+            for split, found in zip(splits, names, strict=True)]
+
+
+def _by_row(sheet, columns):
+    """The cells of each row, in lists, from those of each column."""
+    return [[column[i] for column in columns] for i in range(len(sheet.rows))]
+
+
+def describe_labels(table, most=20):
+    """A table of how often each label is 1, 0 and not known in each split; and the notes."""
+    width = max(map(len, [*table.targets[:most], "pictures"]))
+    head = "".join(f"{f'{split}: 1':>12}{'0':>8}{'unknown':>9}" for split in table.splits)
+    lines = [f"{'label':<{width}}{head}"]
+    for name, *columns in list(zip(table.targets, *(found.T for found in table.values.values()), strict=True))[:most]:
+        counts = [((column == 1).sum(), (column == 0).sum(), column.isnan().sum()) for column in columns]
+        lines.append(f"{name:<{width}}" + "".join(f"{ones:12d}{zeros:8d}{rest:9d}" for ones, zeros, rest in counts))
+    if len(table.targets) > most:
+        lines.append(f"... and {len(table.targets) - most} more labels")
+    counts = "".join(f"{len(found):12d}{'':17}" for found in table.splits.values())
+    lines.append(f"{'pictures':<{width}}{counts}".rstrip())
+    there = (table.values["val"] == 1).any(0).tolist()
+    if absent := [name for name, occurs in zip(table.targets, there, strict=True) if not occurs]:
+        lines.append(f"note: no picture of val has {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}: no "
+                     "score there, and the threshold stays 0.5")
+    return "\n".join([*lines, *table.notes])
+
+
+def label_tensors(table, split, device="cpu"):
+    """What a network learns from a split of labels, in float32 on the device: 1 and 0 (rows, labels), and the weights
+    of these cells: 0 where a label is not known, and its 0 or 1 means nothing.
+    """
+    return table.values[split].nan_to_num(0).float().to(device), table.weights[split].float().to(device)
+
+
+def refuse_no_ones(values, labels, monitor):
+    """Raise TableError if no label (rows, labels) is 1 in any row of the validation split. labels: the file."""
+    if not (values == 1).any():
+        raise TableError(f"{labels}: no label is 1 in any val row, so there is no {monitor} to monitor: --monitor "
+                         "val_loss")

@@ -1,7 +1,7 @@
 """Does a run that is killed anywhere, any number of times, end with the same bits as one that was left alone?
 
     python benchmarks/crash.py --kills 100                                # ten minutes on two cores
-    python benchmarks/crash.py --kills 100 --script train_regressor
+    python benchmarks/crash.py --kills 100 --script train_regressor          # or train_multilabel
     python benchmarks/crash.py --kills 20 --model resnet18 --epochs 4        # further options of the script
 
 Trains a small network on drawn pictures once undisturbed, then again with the same command and a bare --resume, each
@@ -45,7 +45,8 @@ OPTIONS = """
 --head mlp --augment strong --batch-size 8 --accumulate 2 --epochs 10 --monitor val_loss --seed 1 --save-every 1
 --keep-every 2 --no-report
 """.split()
-OF_SCRIPT = {"train_classifier": ["--mixup", "0.2"], "train_regressor": ["--target", "cat,bytes"]}
+OF_SCRIPT = {"train_classifier": ["--mixup", "0.2"], "train_regressor": ["--target", "cat,bytes"],
+             "train_multilabel": ["--target", "cat,large", "--pos-weight", "balanced", "--augment", "standard"]}
 MAY_DIFFER = {"output", "resume", "workers", "seconds", "images_per_second"}
 WORKERS = (0, 1, 2, 4)
 GRACE = 4  # seconds that workers may outlive the script; torch's own workers look every 5 s whether it is still there
@@ -181,13 +182,20 @@ def compare(folder, reference, script):
 # ---- the whole
 
 
+def large_or_not_known(path):
+    """Whether a file is large, 1 or 0; of each tenth it is not known."""
+    size = path.stat().st_size
+    return "" if size % 10 == 0 else int(size > 2200)
+
+
 def crash(args, more, home, counts, places, files):
     """Kill `args.kills` times; counts what came to pass in three Counters. Raises Found."""
     rng, pictures, script = random.Random(args.seed), home / "pictures", args.script
     subprocess.run([sys.executable, ROOT / "demo.py", "--draw", pictures], check=True, stdout=subprocess.DEVNULL)
     checkpoint.write_csv([{"file": path.relative_to(pictures), "split": path.parts[-3], "cat": int("cat" in path.name),
-                           "bytes": path.stat().st_size} for path in sorted(pictures.rglob("*.jpg"))],
-                         pictures / "labels.csv")  # for train_regressor.py
+                           "bytes": path.stat().st_size, "large": large_or_not_known(path)}
+                          for path in sorted(pictures.rglob("*.jpg"))],
+                         pictures / "labels.csv")  # for train_regressor.py and train_multilabel.py
 
     def command(folder, workers, *resume):
         options = [*OPTIONS, *OF_SCRIPT[script], *more, "--output", str(folder), "--workers", str(workers), *resume]

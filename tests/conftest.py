@@ -140,6 +140,39 @@ def regress(discs, tmp_path):
     return run
 
 
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory):
+    """20 / 8 / 6 discs in labels.csv with 1, 0 or nothing for large, right, heavy, and the same in the names of tags.csv,
+    where what is not known is 0. Not to be changed by a test."""
+    root = draw_discs(tmp_path_factory.mktemp("labelled"), train=20, val=8, test=6)
+    rows = [line.split(",") for line in (root / "labels.csv").read_text().splitlines()[1:]]
+    labels, tags = ["file,large,right,heavy,split"], ["file,tags,split"]
+    for i, (file, radius, place, weight, split) in enumerate(rows):
+        cells = [int(float(radius) > 9), int(float(place) > 40), int(weight == "2")]
+        tags.append(f"{file},{' '.join(name for name, yes in zip(('large', 'right', 'heavy'), cells, strict=True) if yes)},{split}")
+        cells[i % 3] = "" if i % 4 == 0 else cells[i % 3]
+        labels.append(",".join(map(str, [file, *cells, split])))
+    (root / "labels.csv").write_text("\n".join(labels) + "\n")
+    (root / "tags.csv").write_text("\n".join(tags) + "\n")
+    return root
+
+
+@pytest.fixture
+def label(labelled, tmp_path):
+    """As `train`, for train_multilabel.main, with --target large,right."""
+    import train_multilabel
+
+    runs = iter(range(100))
+
+    def run(*options, data=labelled, output=None, **replaced):
+        output = output or tmp_path / f"labels{next(runs)}"
+        settings = {"data": data, "output": output, "target": "large,right"}
+        train_multilabel.main(command_line(options, settings | SMALL | replaced))
+        return output
+
+    return run
+
+
 @pytest.fixture
 def error_of(capsys):
     """error_of(function, ...) calls it, demands exit status 2 and exactly one line `error: ...` on stderr, and returns

@@ -121,6 +121,7 @@ def main():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     import train_classifier  # noqa: F401
     import train_continual  # noqa: F401
+    import train_multilabel  # noqa: F401
     import train_regressor  # noqa: F401
 
     gc.collect()

@@ -12,6 +12,7 @@ from conftest import ROOT  # it puts the scripts on the path
 import predict
 import train_classifier
 import train_continual
+import train_multilabel
 import train_regressor
 
 PAGE = ROOT / "docs/options.md"
@@ -40,11 +41,11 @@ def option_rows(script):
 
 def page():
     lines, of_the_classifier, all_options = [], set(), []
-    for script in (train_classifier, train_regressor, train_continual, predict):
+    for script in (train_classifier, train_multilabel, train_regressor, train_continual, predict):
         lines += [f"## {script.__name__}.py", ""]
         options = [next(word for word in action.option_strings if word.startswith("--"))
                    for action in script.build_parser()._actions if action.option_strings and action.dest != "help"]
-        if script in (train_regressor, train_continual):
+        if script in (train_multilabel, train_regressor, train_continual):
             lacking = "`, `".join(option for option in all_options if option not in options)
             lines += [f"As `train_classifier.py`, except for the options below, and without `{lacking}`.", ""]
         lines += ["| | |", "|---|---|"]

@@ -14,6 +14,7 @@ import torchvision
 from PIL import Image
 
 import data
+import tables
 import train_classifier
 import train_regressor
 from conftest import MODEL, ROOT
@@ -336,3 +337,16 @@ def test_what_the_parts_for_a_gpu_change_and_name_is_there(tmp_path, monkeypatch
     here = gpu.setting("cpu", tmp_path, "x")
     for parser, name in ((train_classifier, "train_classifier"), (train_regressor, "train_regressor")):
         parser.build_parser().parse_args([str(word) for word in gpu.words_for(here, name, "run", "--epochs 1")])
+def test_scenes_hold_what_their_tables_say(tmp_path, capsys, monkeypatch, error_of):
+    scenes = program("scenes")
+    monkeypatch.setattr(scenes, "COUNTS", {"train": 60, "val": 20})
+    scenes.main(["--draw", str(tmp_path / "x")])
+    assert "80 pictures" in capsys.readouterr().out
+    table = tables.read_labels(tmp_path / "x/labels.csv", ["disc", "bar", "ring", "star"], None)
+    names = tables.read_labels(tmp_path / "x/tags.csv", ["tags"], None, separator=" ")
+    columns = [names.targets.index(name) for name in table.targets]
+    for split, values in table.values.items():
+        known = ~values.isnan()
+        assert 0.8 < known.double().mean() < 1 and torch.equal(values[known], names.values[split][:, columns][known])
+    for path, row in names.splits["train"]:  # a picture without shapes is of one colour
+        assert (len(Image.open(path).getcolors()) > 1) == bool(names.values["train"][row].any())

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 import data
 import export
@@ -55,6 +56,26 @@ def test_numbers_come_out_in_their_own_units(log, levels):
     outputs = model(x).view(4, 2, -1) if levels else model(x)
     numbers, quantiles = tables.to_own_units(outputs.detach(), scale, levels)
     assert torch.allclose(found.double(), quantiles if levels else numbers, rtol=1e-5)
+
+
+def test_labels_come_out_as_probabilities_of_their_own(label, labelled, tmp_path, capsys):
+    run, file = label(no_test=True), tmp_path / "labels.pt2"
+    assert call("--checkpoint", run / "best.pt", "--export", file, labelled / "test", "--csv", tmp_path / "x.csv") == 0
+    cuts = read(run / "best.pt")["thresholds"]
+    said = f"a label is given where its probability is at least: large {cuts['large']:.4f}, right {cuts['right']:.4f}"
+    assert said in capsys.readouterr().out
+    about = {"about.json": ""}
+    program = torch.export.load(file, extra_files=about).module()
+    assert json.loads(about["about.json"])["labels"] == ["large", "right"]
+    assert json.loads(about["about.json"])["thresholds"] == list(cuts.values())
+    rows = rows_of(tmp_path / "x.csv")
+    x = torch.stack([data.eval_transform(32, resize_size=37)(pil_to_tensor(data.decode(row["file"]))) for row in rows]) / 255
+    found = program(x)
+    for row, (large, right) in zip(rows, found.tolist(), strict=True):
+        assert (float(row["p_large"]), float(row["p_right"])) == pytest.approx((large, right), abs=1e-4)
+    assert call("--checkpoint", run / "best.pt", "--weights-only", tmp_path / "bare.pth") == 0
+    out = capsys.readouterr().out
+    assert "outputs: large, right\n" in out and said.replace("its probability", "sigmoid(output)") in out
 
 
 class Shrinks(nn.Module):

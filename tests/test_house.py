@@ -2,7 +2,6 @@
 docs/ that are true, and whose links lead somewhere."""
 
 import ast
-import csv
 import importlib.util
 import inspect
 import io
@@ -21,7 +20,6 @@ import torch
 import torchvision
 from torch import nn
 from torch.utils.data import default_collate
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 import all_models
 import arguments
@@ -32,12 +30,12 @@ import predict
 import report
 import train_classifier
 import train_continual
+import train_multilabel
 import train_regressor
 from conftest import ROOT, draw
-from model import rebuild
 from pages import PAGES, README, TEXT, snippet
 
-SCRIPTS = ["train_classifier.py", "train_regressor.py", "train_continual.py"]
+SCRIPTS = ["train_classifier.py", "train_multilabel.py", "train_regressor.py", "train_continual.py"]
 TORCH_ONLY = ["freeze.py", "losses.py", "metrics.py", "checkpoint.py", "features.py", "distributed.py"]
 HELPERS = [*TORCH_ONLY, "export.py", "arguments.py", "ending.py", "tables.py", "model.py", "data.py", "report.py"]
 
@@ -107,7 +105,8 @@ def test_every_command_of_the_pages_is_understood(pictures):
         words = shlex.split(command)[1:]
         parsers = {"train_classifier.py": train_classifier.build_parser, "predict.py": predict.build_parser,
                    "train_regressor.py": train_regressor.build_parser, "demo.py": demo.build_parser,
-                   "train_continual.py": train_continual.build_parser}
+                   "train_continual.py": train_continual.build_parser,
+                   "train_multilabel.py": train_multilabel.build_parser}
         if words[0] in parsers:
             parsers[words[0]]().parse_args(words[1:])
             seen += 1
@@ -206,26 +205,6 @@ def test_a_loop_of_your_own_freezes_both_ways():
     assert start and all(torch.equal(model.state_dict()[k], v) for k, v in start.items())
 
 
-def test_several_labels_per_picture(regress, discs, monkeypatch):
-    rows = [line.split(",") for line in (discs / "labels.csv").read_text().splitlines()[1:]]
-    lines = [f"{file},{int(float(r) > 9)},{int(float(place) > 40)},{split}" for file, r, place, _, split in rows]
-    labels = discs.parent / "labels_0_1.csv"
-    labels.write_text("\n".join(["file,large,right,split", *(f"{discs.name}/{line}" for line in lines)]) + "\n")
-    script = edited_script("several_labels", "# A module is moved to the device.", 0, "train_regressor.py")
-    monkeypatch.setattr(train_regressor, "main", script.main)
-    run = regress(data=labels.parent, labels=labels.name, target="large,right", batch_size=20)
-    with open(run / "test_predictions.csv", newline="") as file:
-        found = [[float(row[k]) for k in ("large", "right", "large_prediction", "right_prediction")] for row in csv.DictReader(file)]
-    state = torch.load(run / "best.pt", weights_only=True)
-    model, predicted = rebuild(state).eval(), torch.tensor(found)
-    paths = [discs / line[0] for line in rows if line[4] == "test"]
-    resized = data.eval_transform(32, resize_size=37)
-    x = torch.stack([resized(pil_to_tensor(data.decode(path))) for path in paths])
-    logits = model(data.to_input(x, *(torch.tensor(state["preprocessing"][k]).view(3, 1, 1) for k in ("mean", "std"))))
-    assert torch.allclose(logits.detach(), predicted[:, 2:], atol=1e-4)
-    assert state["history"][0]["train_loss"] == pytest.approx(0.69, abs=0.2)  # ln 2: a coin for each label
-
-
 def provoke(message):
     """What PyTorch says when one does what the table of its errors says beside this message."""
     resnet, x, labels = torchvision.models.resnet18(num_classes=3), torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
@@ -303,7 +282,7 @@ def test_pytorch_says_what_the_table_of_its_errors_says():
 
 
 def test_options_that_the_text_names_exist():
-    scripts = train_classifier, train_regressor, train_continual, predict, demo
+    scripts = train_classifier, train_multilabel, train_regressor, train_continual, predict, demo
     known = {o for s in scripts for a in s.build_parser()._actions for o in a.option_strings}
     known |= {"--check", "--shm-size", "--logdir"}  # of data.py, docker, tensorboard
     known |= {"--nproc", "--nnodes", "--node", "--rdzv", "--max-restarts"}  # torchrun's, to their first underscore
@@ -421,7 +400,8 @@ def test_the_pages_are_short_listed_and_begin_with_their_question():
             assert re.match(r"# .+\n\n\*[A-Z][^*]*\?\*\n\n", text), f"{name} does not begin with the question it answers"
 
 
-@pytest.mark.parametrize("script", [train_classifier, train_regressor, train_continual, predict, demo, report, data])
+@pytest.mark.parametrize("script", [train_classifier, train_multilabel, train_regressor, train_continual, predict, demo,
+                                    report, data])
 def test_help_names_a_page(script, capsys):
     with pytest.raises(SystemExit):
         script.main(["--help"])

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 
 import losses
 from losses import CostMatrix, CrossEntropy, Focal, LossError, SoftF1, class_weights, cost_matrix, l1_penalty
@@ -517,3 +518,69 @@ def test_shapes_that_would_broadcast_are_refused(outputs, targets, weights):
         losses.Quantile([0.5])(shapes[0][..., None] if len(outputs) > 1 else shapes[0], *shapes[1:])
     with pytest.raises(LossError, match="mse, l1 or huber, not 'mae'"):
         losses.Regression("mae")
+
+
+# ---- several labels per picture
+
+CELLS = torch.tensor([[0.5, -1.0], [2.0, 0.1], [-0.3, 3.0]])
+ONES = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+KNOWN = torch.tensor([[1.2, 0.0], [1.2, 1.2], [1.2, 1.2]])
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("pos_weight", [None, torch.tensor([3.0, 0.5])])
+def test_binary_focal_by_hand(gamma, pos_weight):
+    total = 0.0
+    for n in range(3):
+        for label in range(2):
+            p = 1 / (1 + math.exp(-CELLS[n, label]))
+            p, weight = (p, 1 if pos_weight is None else pos_weight[label].item()) if ONES[n, label] else (1 - p, 1)
+            total += KNOWN[n, label].item() * weight * -math.log(p) * (1 - p) ** gamma
+    criterion = losses.BinaryFocal(gamma, pos_weight)
+    assert criterion(CELLS, ONES, KNOWN).item() == pytest.approx(total / 6, rel=1e-5)
+    if gamma == 0:
+        pytorchs = torch.nn.BCEWithLogitsLoss(weight=KNOWN, pos_weight=pos_weight)(CELLS, ONES)
+        assert criterion(CELLS, ONES, KNOWN).item() == pytest.approx(pytorchs.item(), rel=1e-6)
+    # the batches of a step add up
+    parts = 2 / 3 * criterion(CELLS[:2], ONES[:2], KNOWN[:2]) + criterion(CELLS[2:], ONES[2:], KNOWN[2:]) / 3
+    assert parts.item() == pytest.approx(total / 6, rel=1e-5)
+    far = CELLS.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: criterion.double()(x, ONES.double(), KNOWN.double()), far)
+
+
+def test_binary_focal_is_torchvisions():
+    own = losses.BinaryFocal(2.0, torch.tensor([0.25 / 0.75] * 2))(CELLS, ONES)
+    theirs = torchvision.ops.sigmoid_focal_loss(CELLS, ONES, alpha=0.25, gamma=2.0, reduction="mean")
+    assert 0.75 * own.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [-1e4, -100.0, 0.0, 100.0, 1e4])
+def test_binary_focal_is_finite_everywhere_and_masked_cells_have_no_gradient(value):
+    for gamma in (0.0, 0.3, 2.0):
+        logits = torch.full((3, 2), value, requires_grad=True)
+        loss = losses.BinaryFocal(gamma)(logits, ONES, KNOWN)
+        loss.backward()
+        assert loss.isfinite() and logits.grad.isfinite().all() and logits.grad[0, 1] == 0
+        assert loss.item() == losses.BinaryFocal(gamma)(logits, 1 - (1 - ONES) * (KNOWN > 0), KNOWN).item()
+
+
+def test_binary_focal_refuses_what_does_not_fit():
+    for logits, targets, weights in ((CELLS, ONES[:, :1], KNOWN), (CELLS, ONES, KNOWN[:, :1]), (CELLS[0], ONES[0], None)):
+        with pytest.raises(LossError, match=r"must all be \(N, L\)"):
+            losses.BinaryFocal()(logits, targets, weights)
+    with pytest.raises(LossError, match="gamma must be 0"):
+        losses.BinaryFocal(-1)
+    low = losses.BinaryFocal()(CELLS.bfloat16(), ONES, KNOWN)
+    assert low.dtype == torch.float32
+
+
+def test_pos_weights():
+    values = torch.tensor([[1, 0], [1, 1], [0, 0], [math.nan, 0]])
+    assert losses.pos_weights(None, ["a", "b"], values) is None
+    assert losses.pos_weights("balanced", ["a", "b"], values).tolist() == [0.5, 3]
+    assert losses.pos_weights("b=4", ["a", "b"], values).tolist() == [1, 4]
+    for spec, words in (("a=1,a=2", "pos weights name 'a' twice"), ("a=0", "the weight of label 'a' is 0; it must be above"),
+                        ("c,d=1", "neither 'balanced' nor like c,d=10,b=1 .rename a label with a comma"),
+                        ("x=1", "pos weights name an unknown label 'x'; the labels are c,d, b")):
+        with pytest.raises(LossError, match=words):
+            losses.pos_weights(spec, ["a" if "a=" in spec else "c,d", "b"], values)

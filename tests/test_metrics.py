@@ -29,6 +29,75 @@ def test_precision_recall_f1_by_hand():
     assert found == pytest.approx({"accuracy": 0.5, "balanced_accuracy": balanced, "macro_f1": sum(harmonic) / 4})
 
 
+SCORES = torch.tensor([[.9, .2, .5], [.8, .2, .1], [.8, .7, .3], [.6, .1, .2], [.6, .4, .4], [.5, .2, .1], [.3, .9, .6], [.3, .3, .3]])
+TRUTH = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]]).double()
+
+
+def test_scores_of_labels_are_scikit_learns():
+    """scikit-learn 1.9.1, with these scores p and truths t, many of them equal, and y = p >= [0.6, 0.25, 0.55]:
+
+        average_precision_score(t[:, :2], p[:, :2], average=None)         # of the third label there is no picture
+        average_precision_score(t[:, :2], p[:, :2], average="macro")
+        precision_recall_fscore_support(t, y, zero_division=0)            # and with average="micro"
+        f1_score(t, y, average="macro", zero_division=0)
+        average_precision_score(t[[0, 2, 3, 4, 5, 7], 0], p[[0, 2, 3, 4, 5, 7], 0])
+    """
+    each = [metrics.average_precision(p, t) for p, t in zip(SCORES.T, TRUTH.T, strict=True)]
+    assert each[:2] == pytest.approx([0.6916666666666667, 0.7857142857142857]) and math.isnan(each[2])
+    cuts = [0.6, 0.25, 0.55]
+    scores = SCORES.double().round(decimals=1)
+    found = metrics.label_scores(scores, TRUTH, cuts)
+    assert found == pytest.approx({"map": 0.7386904761904762, "macro_f1": 0.38888888888888884, "micro_f1": 0.5555555555555556})
+    words = [line.split() for line in metrics.label_report(["a", "b", "c"], scores, TRUTH, cuts).splitlines()]
+    assert words[1] == ["a", "4", "0.500", "0.6917", "0.6000", "0.6000", "0.7500", "0.6667", "0.6000"]
+    assert words[3] == ["c", "0", "0.000", "-", "0.5500", "0.0000", "0.0000", "0.0000", "0.0000"]
+    assert words[4][:5] == ["macro", "mean", "8", "0.500", "0.7387"] and words[5][:8] == [
+        "micro", "8", "-", "-", "-", "0.5000", "0.6250", "0.5556"]
+    assert "the mean AP is over the 2 of 3 labels" in " ".join(words[6])
+    truth = TRUTH.clone()
+    truth[[1, 6], 0] = math.nan  # not known: as if the pictures were not there
+    assert metrics.average_precision(SCORES[:, 0], truth[:, 0]) == pytest.approx(0.9166666666666665)
+    assert metrics.label_counts(scores, truth, cuts)[1].tolist() == [4, 4, 1]
+    with pytest.raises(ValueError, match="must both be"):
+        metrics.average_precision(SCORES[:, :1], TRUTH[:, 0])
+
+
+def test_the_best_threshold():
+    """By trying many: no other has a higher F1; it lies in the middle of a gap."""
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 2, 5, 30) * 5:
+        p = torch.rand(count, generator=generator).mul(8).round() / 8
+        truth = torch.randint(2, (count,), generator=generator).double()
+        truth[0] = 1
+
+        def f1(cut, p=p, truth=truth):
+            given = p >= cut
+            return 2 * (given * truth).sum().item() / (given.sum() + truth.sum()).item()
+
+        best = metrics.best_threshold(p, truth)
+        assert f1(best) == max(f1(cut) for cut in torch.linspace(0, 1, 101).tolist())
+        levels = [0.0, *sorted(set(p.tolist()))]
+        assert any(best == pytest.approx((a + b) / 2) for a, b in zip(levels, levels[1:], strict=False))
+    p = torch.tensor([0.9, 0.8, 0.7, 0.2, 0.1])
+    assert metrics.best_threshold(p, torch.tensor([1, 1, 1, 0, 0])) == pytest.approx(0.45)
+    assert metrics.best_threshold(p, torch.tensor([1, 0, 1, 1, 0])) == pytest.approx(0.15)
+    assert metrics.best_threshold(p, torch.tensor([0, 0, 0, 0, 0])) == metrics.best_threshold(p[:0], p[:0]) == 0.5
+    # F1 is 2/3 for the highest alone and for four: the cut that is nearer to 0.5, and of two as near the higher
+    assert metrics.best_threshold(torch.tensor([0.75, 0.5, 0.25, 0.125]), torch.tensor([1, 0, 0, 1])) == 0.625
+    assert metrics.best_threshold(torch.tensor([0.75, 0.5, 0.5, 0.5, 0.25]), torch.tensor([1, 1, 0, 0, 0])) == 0.625
+    assert metrics.best_threshold(torch.tensor([0.875, 0.5, 0.5, 0.5, 0.25]), torch.tensor([1, 1, 0, 0, 0])) == 0.375
+
+
+def test_rows_of_labels():
+    rows = metrics.label_rows(["x", "y"], ["a", "b"], torch.tensor([[0.5, 0.2], [0.1, 0.1]]), [0.5, 0.1],
+                              torch.tensor([[1.0, math.nan], [0.0, 1.0]]))
+    assert [list(row.values())[:2] for row in rows] == [["x", "a b"], ["y", "b"]]
+    assert list(rows[0]) == ["file", "labels", "p_a", "p_b", "true_a", "true_b"]
+    assert [[row["true_a"], row["true_b"]] for row in rows] == [[1, ""], [0, 1]]
+    for labels, mark in ((["a b", "c"], ","), (["a b", "c,d"], ";"), (["a", "c;d"], " "), ([" ,;|"], "\n")):
+        assert metrics.separator_for(labels) == mark
+
+
 def test_who_wins_a_tie():
     def epochs(*pairs):
         return [{"val_accuracy": accuracy, "val_loss": loss} for accuracy, loss in pairs]

@@ -14,9 +14,11 @@ import sys
 import warnings
 
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image, ImageDraw
 
+import metrics
 import report
 
 ODD = ["猫 🐱", "$x^2$", "a_b_{c}", "<script>alert('1')</script>", "W" * 90, "back\\slash $", 'q"uo&te',
@@ -363,6 +365,57 @@ def test_a_rate_of_zero_and_one_that_stays_are_no_logarithm():
         history = [row | {"lr": rate} for row, rate in zip(epochs(3), rates, strict=True)]
         figure = report.draw_curves(history, {})
         assert figure.axes[2].get_yscale() == scale
+
+
+# ---- several labels per picture
+
+
+def labelled_rows(count=60, names=("sea", "two words", "rare")):
+    """Each label by another rule; some answers are not known."""
+    rows = []
+    for i in range(count):
+        p = [((i * (7 + k)) % 20 + 0.5) / 20 for k in range(len(names))]
+        given = [name for name, value in zip(names, p, strict=True) if value >= 0.5]
+        row = {"file": f"{i}.jpg", "labels": ",".join(given)} | {f"p_{n}": v for n, v in zip(names, p, strict=True)}
+        rows.append(row | {f"true_{n}": "" if (i + k) % 9 == 0 else int((i * (5 + k)) % 11 < 6 and k < 2) for k, n in enumerate(names)})
+    return rows
+
+
+def test_the_page_of_several_labels(folder, monkeypatch):
+    sheets = []
+    monkeypatch.setattr(report, "draw_sheet", lambda sections: (sheets.append(sections), report.new_figure(1, 1))[1])
+    rows, names = labelled_rows(), ["sea", "two words", "rare"]
+    run = folder(epochs(3, val_map=lambda e: e / 3), rows, monitor="val_map", separator=",")
+    assert [path.name for path in report.write_report(run)] == ["curves.png", "labels.png", "mistakes.png", "report.html"]
+    page = Page(run / "report.html")
+    p, truth = (torch.tensor([[float(row[f"{kind}_{n}"] if row[f"{kind}_{n}"] != "" else "nan") for n in names] for row in rows]).double()
+                for kind in ("p", "true"))
+    scores = metrics.label_scores(p, truth, [0.5] * 3)
+    assert page.facts()["mean average precision"].startswith(f"{scores['map']:.4f}, over the 2 of 3 labels")
+    assert page.facts()["macro F1"] == f"{scores['macro_f1']:.4f}" and page.facts()["micro F1"].startswith(f"{scores['micro_f1']:.4f} (")
+    shown = page.table("label", "pictures", "share", "average precision", "precision", "recall", "F1")
+    by_hand = {line.split("  ")[0]: line.split() for line in metrics.label_report(names, p, truth, [0.5] * 3).splitlines()}
+    for name, pictures, share, ap, *ratios in shown:
+        words = by_hand[name][len(name.split()):]
+        assert [pictures, share, *ratios] == [words[0], words[1], *words[4:7]]
+        assert ap == words[2] or (ap, words[2]) == ("nan", "-")
+    assert [row[0] for row in shown][-1] == "rare"  # of which there is none
+    for k, name in enumerate(names):
+        known = [(p[i, k].item(), f"{i}.jpg") for i in range(60) if truth[i, k] == 1 and p[i, k] < 0.5]
+        title = next((title for title in sheets[0] if title.startswith(f"{name}: missed")), None)
+        assert [tile[1] for tile in sheets[0][title]] == [file for _, file in sorted(known)[:4]] if title else not known
+        alarms = sorted([(-p[i, k].item(), i) for i in range(60) if truth[i, k] == 0 and p[i, k] >= 0.5])
+        tiles = sheets[0][f"{name}: false alarm, 4 of {len(alarms)}"]
+        assert sorted(tile[2][1] for tile in tiles) == sorted(f"probability {-value:.1%}" for value, _ in alarms[:4])
+    check_drawing(report.draw_labels([("a" * 70, 3, 0.1, 0.4), ("b", 0, 0.0, math.nan), ("$c", 9, 1.0, 1.0)]))
+
+
+def test_labels_without_truth_are_shown_and_not_judged(folder, blank):
+    rows = [{name: value for name, value in row.items() if not name.startswith("true_")} for row in labelled_rows(5)]
+    run = folder(epochs(3), rows)
+    assert [path.name for path in report.write_report(run)] == ["curves.png", "report.html"]
+    assert Page(run / "report.html").facts()["not judged"] == "5 of 5 pictures, whose labels are not known"
+    assert report.better_is_lower("val_map") is False and report.label_names(["file", "labels", "labels_prediction"]) == []
 
 
 # ---- regression

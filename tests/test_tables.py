@@ -1,5 +1,6 @@
 import codecs
 import gzip
+import math
 import os
 import random
 import re
@@ -708,3 +709,115 @@ def test_quantiles_never_cross_and_the_median_is_reported(log):
     rows = tables.prediction_rows(["a", "b"], ["x", "y"], medians, quantiles, [0.1, 0.5, 0.9], medians + 1)
     assert list(rows[1]) == ["file", "x", "x_prediction", "x_q0.1", "x_q0.5", "x_q0.9", "y", "y_prediction", "y_q0.1", "y_q0.5", "y_q0.9"]
     assert rows[1]["y"] == rows[1]["y_prediction"] + 1 == medians[1, 1].item() + 1 and rows[0]["x_q0.9"] == quantiles[0, 0, 2].item()
+
+
+# ---- labels
+
+
+def label_table(folder, text, name="labels.csv"):
+    """Write a table whose column of pictures is first, and files for them."""
+    for line in text.splitlines()[1:]:
+        (folder / line.partition(",")[0]).touch()
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+def read_labels(file, targets, **how):
+    return tables.read_labels(file, targets, data.split_by_hash, **how)
+
+
+COLUMNS = "file,a,b,split\n1.png,1,0,train\n2.png,,1.0,train\n3.png,0, 0 ,train\n4.png,,,train\n5.png,1,,val\n6.png,,0,test\n7.png,,,test\n"
+
+
+def test_labels_in_columns(tmp_path):
+    table = read_labels(label_table(tmp_path, COLUMNS), ["b", "a"])
+    nan = math.nan
+    assert table.targets == ["b", "a"] and {s: len(v) for s, v in table.splits.items()} == {"train": 3, "val": 1, "test": 1}
+    for split, values in (("train", [[0, 1], [1, nan], [0, 0]]), ("val", [[nan, 1]]), ("test", [[0, nan]])):
+        assert torch.equal(table.values[split].nan_to_num(9), torch.tensor(values).double().nan_to_num(9))
+        assert table.weights[split].mean() == pytest.approx(1)
+        assert torch.equal(table.weights[split] > 0, ~table.values[split].isnan())
+    assert len(set(table.weights["train"][~table.values["train"].isnan()].tolist())) == 1
+    assert table.splits["train"][2] == (f"{tmp_path}/3.png", 2)
+    said = "\n".join(table.notes)
+    assert "left out 1 row of the split train in which no label is known" in said
+    assert "left out 1 row of the split test in which no label is known: predict.py --labels predicts them" in said
+    lines = tables.describe_labels(table).splitlines()
+    assert [line.split() for line in lines[1:4]] == [
+        ["b", "1", "2", "0", "0", "0", "1", "0", "1", "0"],
+        ["a", "1", "1", "1", "1", "0", "0", "0", "0", "1"], ["pictures", "3", "1", "1"]]
+    assert lines[4].startswith("note: no picture of val has b: no score there")
+    targets, weights = tables.label_tensors(table, "train")
+    assert targets.tolist() == [[0, 1], [1, 0], [0, 0]] and targets.dtype == weights.dtype == torch.float32
+    again = read_labels(label_table(tmp_path, COLUMNS.replace("3.png,0,", "3.png,,").replace("2.png,,", "2.png,0,")), ["b", "a"])
+    assert tables.fingerprint(again) != tables.fingerprint(table)
+
+
+TAGS = "file,tags,split\n1.png,sky  sea,train\n2.png,,train\n3.png,cafe\u0301,train\n4.png,caf\u00e9,val\n5.png,,test\n6.png,,test\n"
+
+
+def test_labels_in_one_column(tmp_path):
+    table = read_labels(label_table(tmp_path, TAGS), ["tags"], separator=" ")
+    assert table.targets == ["caf\u00e9", "sea", "sky"]
+    assert table.values["train"].tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0]] and table.values["val"].tolist() == [[1, 0, 0]]
+    # of the split test nobody has filled in a cell: not known, rather than without a label
+    assert "test" not in table.splits and "left out 2 rows of the split test" in "\n".join(table.notes)
+    swapped = TAGS.replace("sky  sea", "sea;sky").replace("3.png,cafe\u0301", "3.png,caf\u00e9 ; sea")
+    assert read_labels(label_table(tmp_path, swapped), ["tags"], separator=";").values["train"].tolist() == [
+        [0, 1, 1], [0, 0, 0], [1, 1, 0]]
+    assert "hint" not in "".join(table.notes)
+    with pytest.raises(TableError, match="no row of the training split .the separator .[|]. separates nothing there.: take it away"):
+        read_labels(label_table(tmp_path, swapped), ["tags"], separator="|")
+    hints = read_labels(label_table(tmp_path, swapped.replace(" ; sea", "")), ["tags"], separator="|").notes
+    assert any("hint: " in h and "the separator '|' separates nothing in tags: each cell is one label, such as 'sea;sky' (line 2)" in h
+               for h in hints)
+
+
+def test_labels_without_a_split_and_with_another_column_of_files(tmp_path):
+    text = "image_name,a\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(20))
+    table = read_labels(label_table(tmp_path, text), ["a"], file_column="image_name", val_split=0.25)
+    assert {s: len(v) for s, v in table.splits.items()} == {"train": 15, "val": 5}
+    train, val = data.split_by_hash([f"{tmp_path}/{i}.png" for i in range(20)], 0.25, tmp_path)
+    assert [path for path, _ in table.splits["val"]] == val and [path for path, _ in table.splits["train"]] == train
+
+
+@pytest.mark.parametrize("text, targets, separator, words", [
+    (COLUMNS.replace("3.png,0", "3.png,2"), ["a"], None, "line 4: a is '2': write 1, 0, or nothing where it is not known"),
+    (COLUMNS.replace("3.png,0", "3.png,-1"), ["a"], None, "line 4: a is '-1': write 1, 0"),
+    (COLUMNS.replace("3.png,0", "3.png,0.5"), ["a"], None, "line 4: a is '0.5': write 1, 0"),
+    (COLUMNS.replace("3.png,0", "3.png,nan"), ["a"], None, "line 4: a is 'nan': write 1, 0"),
+    (COLUMNS.replace("3.png,0", "3.png,x y"), ["a"], None, "where it is not known; for a column of names say --separator"),
+    (COLUMNS.replace("1.png,1", "1.png,0"), ["a", "b"], None, "the label a is 1 in no row of the training split: nothing to learn"),
+    (COLUMNS.replace("3.png,0", "3.png,1"), ["a"], None, "the label a is 0 in no row of the training split"),
+    (COLUMNS.replace("5.png,1", "5.png,"), ["a"], None, "has no rows of the split val with a known label"),
+    (COLUMNS, ["c"], None, "has no column 'c': there are file, a, b, split"),
+    (COLUMNS, ["a", "a"], None, "the target a is named twice"),
+    (COLUMNS, ["a", "b"], " ", "a separator is for one column of names, and 2 are named: a, b"),
+    (TAGS.replace("4.png,caf\u00e9", "4.png,cafes"), ["tags"], " ",
+     "line 5: the label 'cafes' in tags is in no row of the training split; did you mean 'caf\u00e9'?"),
+    (TAGS.replace("5.png,", "5.png,fog"), ["tags"], " ", "line 6: the label 'fog' in tags is in no row of the training split"),
+    (TAGS.replace("sky  sea", "sky sea sky"), ["tags"], " ", "line 2: the label 'sky' stands there twice in tags"),
+    (TAGS.replace("2.png,", "2.png,sea").replace("cafe\u0301", "sea"), ["tags"], " ", "label"),
+])
+def test_labels_that_cannot_be_used(tmp_path, text, targets, separator, words):
+    with pytest.raises(TableError, match=re.escape(words)) as raised:
+        read_labels(label_table(tmp_path, text), targets, separator=separator)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_validation_without_any_label_has_no_score_to_choose_by(tmp_path):
+    table = read_labels(label_table(tmp_path, COLUMNS.replace("5.png,1", "5.png,0")), ["a", "b"])
+    with pytest.raises(TableError, match="x.csv: no label is 1 in any val row, so there is no val_map to monitor: --monitor val_loss"):
+        tables.refuse_no_ones(table.values["val"], "x.csv", "val_map")
+    tables.refuse_no_ones(table.values["train"], "x.csv", "val_map")
+
+
+def test_labels_of_pictures_that_are_not_there(tmp_path):
+    (tmp_path / "labels.csv").write_text(COLUMNS)
+    with pytest.raises(TableError, match=r"line 2: no such picture: .*1.png \(and 6 more are missing\)"):
+        read_labels(str(tmp_path / "labels.csv"), ["a"])
+
+
+def test_pictures_in_several_rows_with_other_labels(tmp_path):
+    table = read_labels(label_table(tmp_path, COLUMNS + "1.png,0,0,train\n"), ["a"])
+    assert any("1 picture in several rows, 1 with different labels: 1.png in the lines 2, 9" in note for note in table.notes)
