@@ -71,7 +71,7 @@ def check(holds, words):
 
 def draw(folder, per_class):
     """folder/train/disc/0.jpg and so on, as large and as rich in detail as a photograph, and folder/labels.csv with the
-    radius of what is on each. per_class: {split: number of pictures}.
+    radius of what is on each, and two labels. per_class: {split: number of pictures}.
     """
     rng, rows = np.random.default_rng(0), []
     for split, count in per_class.items():
@@ -88,7 +88,8 @@ def draw(folder, per_class):
                 noise = rng.normal(0, 8, (375, 500, 3))  # as of a sensor
                 pixels = np.asarray(ground.filter(ImageFilter.SMOOTH)) + noise
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(Path(folder, file), quality=90)
-                rows.append({"file": file, "radius": radius, "split": split})
+                row = {"file": file, "radius": radius, "large": int(radius > 80), "round": int(kind == "disc")}
+                rows.append(row | {"split": split})
     checkpoint.write_csv(rows, Path(folder, "labels.csv"))
 
 
@@ -167,6 +168,7 @@ def last_line(text):
 def words_for(here, script, output, *more):
     """The words of a short training with two epochs of a small network: six steps each, twelve with replay."""
     of_script = {"train_classifier": here.network, "train_regressor": f"--target radius {here.network}",
+                 "train_multilabel": f"--target large,round {here.network}",
                  "train_continual": f"--from {here.folder}/base/best.pt --old-data {here.pictures} --method ewc+replay "
                                     "--fisher-size 8"}
     common = f"--data {here.pictures} --batch-size 8 --epochs 2 --workers 2 --no-report --log-every 2"
@@ -776,7 +778,7 @@ def share(here, network):
 
 # ---- the parts
 
-SCRIPTS = ("classifier", "regressor", "continual")
+SCRIPTS = ("classifier", "multilabel", "regressor", "continual")
 RIGHT = [  # (name, function, limit in seconds)
     ("compile", compiled, 240),
     *[(f"options-{which}", functools.partial(options, which=which), 200) for which in OPTIONS],
