@@ -344,7 +344,8 @@ def require_columns(sheet, names):
         meant = _column_of_pictures(sheet) or meant
     words = f"; did you mean '{meant}'?" if meant else ""
     if missing[0] == "file":
-        words += f" Then --file-column '{meant}'" if meant else "; --file-column says which column names the pictures"
+        words = (f"; did you mean --file-column {shlex.quote(meant)}?" if meant
+                 else "; --file-column says which column names the pictures")
     if len(sheet.columns) == 1:
         words = f", and no other: columns are separated by {', '.join(DELIMITERS.values())}"
     raise TableError(f"{sheet.file} has no column {', '.join(map(repr, missing))}: there are {', '.join(sheet.columns)}"

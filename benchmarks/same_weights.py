@@ -197,6 +197,7 @@ COMMANDS = {
     "regressor-huber": [regress("--huber-delta 0.5 --head mlp --dropout 0.2 --optimizer sgd --schedule step")],
     "regressor-quantiles": [regress("--quantiles 0.1,0.5,0.9 --target radius,place")],
     "regressor-weights": [regress("--sample-weight weight --log-target")],
+    "regressor-file-column": [regress("--file-column file")],
     "regressor-no-split": [regress("--labels all.csv --val-split 0.3 --no-test")],
     "regressor-mlp": [regress("--head mlp --hidden 32 --freeze bn")],
     "regressor-sgd": [regress("--optimizer sgd --momentum 0.8 --wd 0.01 --schedule constant --warmup-epochs 1")],

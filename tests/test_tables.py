@@ -223,7 +223,7 @@ def test_file_names_beyond_ascii_whatever_the_encoding(tmp_path):
     ("# " + GOOD, "the first line that is no comment, #, must name the columns"),
     ("images/0.png,1,1,train\n", "line 1: the column '1' stands there twice: rename one .the first line"),
     (GOOD.replace("price", "Price"), "has no column 'price': there are file, Price, .*; did you mean 'Price'.$"),
-    (GOOD.replace("price", "the price"), "did you mean 'the price'"), (GOOD.replace("file", "File Name"), "did you mean 'File Name'"),
+    (GOOD.replace("price", "the price"), "did you mean 'the price'"), (GOOD.replace("file", "File Name"), "did you mean --file-column 'File Name'"),
     (GOOD.replace("split", "Split").replace("area", "SPLIT"), "has the columns SPLIT and Split: rename one"),
     (GOOD + GOOD, "line 7: the header once more: leave that line out"),
     (GOOD.replace("2.5", "\0"), "line 3: NUL bytes"), (GOOD.encode("utf-16-le"), "line 1: NUL bytes, .*UTF-16 without a byte order mark"),
@@ -365,9 +365,9 @@ def test_the_picture_that_a_cell_means(tmp_path, there, text, meant):
 
 
 @pytest.mark.parametrize("header, row, words", [
-    ("image,price", "im/{}.png,1", "has no column 'file': there are image, price; did you mean 'image'\\? rename that column to file$"),
-    (",Bild,price", "{},im/{}.png,1", "there are Bild, price; did you mean 'Bild'\\? rename"), ("id,price", "{},1", "did you mean 'id'"),
-    ("n,filename,price", "{},im/{}.png,1", "did you mean 'filename'"), ("x,price", "a{},0.5", "there are x, price; name the column of the pictures file$"),
+    ("image,price", "im/{}.png,1", "has no column 'file': there are image, price; did you mean --file-column image\\?$"),
+    (",Bild,price", "{},im/{}.png,1", "there are Bild, price; did you mean --file-column Bild\\?$"), ("id,price", "{},1", "did you mean --file-column id\\?"),
+    ("n,filename,price", "{},im/{}.png,1", "did you mean --file-column filename\\?"), ("x,price", "a{},0.5", "there are x, price; --file-column says which column names the pictures$"),
     ("file price", "im/{}.png 1", "there are file price, and no other: columns are separated by commas, semicolons, tabs"),
     ("im/9.png,9", "im/{}.png,1", r"there are im/9.png, 9 \(the first line that is no comment"),
 ])
@@ -446,7 +446,7 @@ def test_the_column_of_the_pictures_may_have_any_name(tmp_path):
     assert len(tables.read_table(file, ["price"], data.split_by_hash, file_column=" image id").splits["train"]) == 3
     with pytest.raises(TableError, match="has no column 'image': there are image id, .*; did you mean 'image id'.$"):
         found(file, file_column="image")
-    with pytest.raises(TableError, match="has no column 'file': .*; --file-column says which column names the pictures$"):
+    with pytest.raises(TableError, match="has no column 'file': .*; did you mean --file-column 'image id'.$"):
         found(file)
 
 
@@ -567,7 +567,7 @@ def test_classes_and_what_is_said_of_them(tmp_path, rows, header, classes, sizes
     (["a,train", "b,train", "a,val", "A,test"], SPLITS, "line 5: a row of the split test has the class 'A'"),
     (["a,val", "b,val", "a,test"], SPLITS, "has no rows of the split train"), ([",test", ",test"], SPLITS, "has no rows of the split train"),
     (["a,x", "b,train"], SPLITS, "line 2: the split is 'x'"), (["a", "b"] * 2, "file,race", "has no column 'breed': there are file, race"),
-    (["a", "b"] * 2, "id,breed", "has no column 'file': there are id, breed; --file-column says"),
+    (["a", "b"] * 2, "id,breed", "has no column 'file': there are id, breed; did you mean --file-column id"),
 ])
 def test_columns_that_are_no_classes(tmp_path, rows, header, words):
     with pytest.raises(TableError, match=words) as error:

@@ -244,7 +244,7 @@ def test_the_column_of_the_pictures_and_a_table_beside_them(regress, discs, tmp_
     assert rows_of(tmp_path / "x.csv") == rows_of(run / "test_predictions.csv")
     assert "--target is for classes, and" in error_of(predict.main, [*asked, "--target", "radius"])
     asked[1] = str(plain / "best.pt")
-    assert "--file-column says which column" in error_of(predict.main, [*asked, "--data", str(discs)])
+    assert "did you mean --file-column 'Image File'?" in error_of(predict.main, [*asked, "--data", str(discs)])
     with pytest.raises(SystemExit, match="0"):
         predict.main([*asked, "--data", str(discs), "--file-column", "image file".title()])
 
