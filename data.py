@@ -735,6 +735,8 @@ def animated(paths):
                     return bool(header[20] & 2)
                 frames = header.partition(b"IDAT")[0].partition(b"acTL")[2]
                 return header.startswith(b"\x89PNG") and int.from_bytes(frames[:4], "big") > 1
+            if ending in (".tif", ".tiff") and _has_one_page(path):  # Pillow takes several times as long
+                return False
             with Image.open(path) as image:
                 if image.format != "TIFF":
                     return getattr(image, "is_animated", False)  # not every format knows the word
@@ -745,6 +747,17 @@ def animated(paths):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return [path for path in paths if str(path).lower().endswith((*MOVING, *PAGED)) and has_several(path)]
+
+
+def _has_one_page(path):
+    """Does a TIFF's first page say that it is the last one?"""
+    with open(path, "rb") as file:
+        order = {b"II*\0": "<", b"MM\0*": ">"}.get(file.read(4))
+        if order is None:  # a TIFF of more than 4 GB, or something else
+            return False
+        file.seek(struct.unpack(f"{order}I", file.read(4))[0])
+        file.seek(12 * struct.unpack(f"{order}H", file.read(2))[0], os.SEEK_CUR)
+        return file.read(4) == b"\0\0\0\0"
 
 
 def _has_pages(image):
