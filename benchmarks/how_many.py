@@ -75,6 +75,8 @@ def main(argv=None):
     args, more = parser.parse_known_args(argv)  # more: options for every run, such as --image-size 64
     counts = [int(count) for count in args.counts.split(",")]
     images, found = data.find_images(args.data), {}
+    if max(counts) > (fewest := min(data.counts(images, "train"))):
+        parser.error(f"--counts {max(counts)}: of one class there are {fewest} training photographs only")
     with tempfile.TemporaryDirectory(prefix="how-many-") as temporary:
         for seed in range(max(args.seeds, args.scratch_seeds)):
             for count in counts:
