@@ -53,8 +53,8 @@ class Progress:
 
     epoch: epochs that are complete, so the number of the one that runs or comes next. step: optimizer steps so far.
     best, best_epoch: the best score so far and the epoch that had it, None before the first. epochs_without_gain: how
-    many there were since the first that had it. plateau_scale: what a plateau schedule has cut the rates to. history: a dict of plain
-    values for each epoch.
+    many there were since the first that had it. plateau_scale: what a plateau schedule has cut the rates to. history: a
+    dict of plain values for each epoch.
     """
 
     def __init__(self):
