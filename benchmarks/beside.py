@@ -4,9 +4,9 @@
 
 The threads of OpenMP, which torch computes with on a CPU, wait for each other after every operation. GNU's OpenMP lets
 them spin for some milliseconds first; the scripts ask for the passive policy, without spinning. "spinning" is what it
-does unasked: GOMP_SPINCOUNT=300000. Each row is a run of train_classifier.py (ResNet-18, random weights), alone and beside
-a process that does nothing but count. Seconds per epoch, from history.csv: the median of all epochs but the first, over
---rounds rounds in which the sides run in turn. Nothing else should run meanwhile. (Linux)
+does unasked: GOMP_SPINCOUNT=300000. Each row is a run of train_classifier.py (ResNet-18, random weights), alone and
+beside a process that does nothing but count. Seconds per epoch, from history.csv: the median of all epochs but the
+first, over --rounds rounds in which the sides run in turn. Nothing else should run meanwhile. (Linux)
 """
 
 import argparse
