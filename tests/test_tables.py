@@ -435,6 +435,10 @@ def test_rows_without_true_numbers_for_predictions(tmp_path):
     rows, notes = found(file, "price", "area", numbers_optional=True)
     assert list(rows.values()) == [[None, None, 1.0]] * 5
     assert notes == [f"note: {file} has no column 'price', 'area': nothing to score by"]
+    file.write_text(GOOD.replace("price", "cost"))
+    rows, notes = found(file, "price", "area", numbers_optional=True)
+    assert [numbers for _, numbers, _ in rows.values()] == [[None, area] for area in (1.5, 2.5, 3.5, 4.5, 5.5)]
+    assert notes == [f"note: {file} has no column 'price': only the others are scored"]
     file.write_text(GOOD.replace("file", "path"))
     with pytest.raises(TableError, match="has no column 'file'"):
         found(file, numbers_optional=True)
