@@ -94,7 +94,7 @@ def test_without_timm_one_line_says_what_to_install(train, pictures, error_of, m
     monkeypatch.setitem(sys.modules, "timm", None)  # importing it raises ImportError
     for function, argv in ((train, {"model": "timm:tiny", "output": tmp_path / "x"}),
                            (train_classifier.main, {"argv": ["--model", "timm:tiny", "--list-layers"]}),
-                           (predict.main, {"argv": ["--checkpoint", str(run / "best.pt"), str(pictures)]})):
+                           (predict.main, {"argv": ["--checkpoint", str(run / "best.pt"), str(pictures / "test")]})):
         assert "pip install timm" in error_of(function, **argv)
     assert not (tmp_path / "x").exists()
 
