@@ -53,8 +53,8 @@ class Progress:
 
     epoch: epochs that are complete, so the number of the one that runs or comes next. step: optimizer steps so far.
     best, best_epoch: the best score so far and the epoch that had it, None before the first. epochs_without_gain: how
-    many there were since the first that had it. plateau_scale: what a plateau schedule has cut the rates to. history: a dict of plain
-    values for each epoch.
+    many there were since the first that had it. plateau_scale: what a plateau schedule has cut the rates to. history: a
+    dict of plain values for each epoch.
     """
 
     def __init__(self):
@@ -96,8 +96,9 @@ class Run:
         self.schedules = [part for part in parts.values() if isinstance(part, torch.optim.lr_scheduler.LRScheduler)]
         self._check_schedules()
         if self.is_first:
-            found = {"classes": len(self.about["classes"])} if "classes" in self.about else {}
-            found |= {"pictures": str(self.about["data"])} if "data" in self.about else {}
+            classes, pictures = self.about.get("classes"), self.about.get("data")
+            found = {"classes": len(classes)} if isinstance(classes, (list, tuple)) else {}
+            found |= {"pictures": pictures} if isinstance(pictures, str) else {}
             self._lock = start_folder(self.folder, (self.options or {"torch": str(torch.__version__)}) | found)
 
     def save(self, best=False, name="last.pt", keep_every=0):
@@ -482,7 +483,8 @@ def load(path, script=None, needs=(), mmap=False):
         raise CheckpointError(f"{path} lacks {', '.join(sorted(lacking))}: another version of the script wrote it; "
                               f"start a new run from its weights, --weights {shlex.quote(str(path))}")
     if isinstance(state.get("classes"), list):  # in the form in which names of folders are compared
-        state["classes"] = [unicodedata.normalize("NFC", str(name)) for name in state["classes"]]
+        state["classes"] = [unicodedata.normalize("NFC", name) if isinstance(name, str) else name
+                            for name in state["classes"]]
     return state
 
 

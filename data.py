@@ -72,9 +72,9 @@ RUN_FILES = {"args.json", "last.pt", "best.pt"}
 RUN_PICTURES = {"curves.png", "confusion.png", "predicted.png", "residuals.png", "mistakes.png", "find_lr.png"}
 
 Folder = namedtuple("Folder", "path name pictures folders others left_out total is_run")
-Folder.__doc__ = """name: in NFC. pictures: the paths of those right in it. folders: the Folders in it. others: a Counter
-of its files that are no pictures, by extension. left_out: {(kind, place): pictures}, of what is not looked into, the
-kind being "by-product", "hidden" or "run". total: pictures in it and below. is_run: is it the folder of a run?"""
+Folder.__doc__ = """name: in NFC. pictures: the paths of those right in it. folders: the Folders in it. others: a
+Counter of its files that are no pictures, by extension. left_out: {(kind, place): pictures}, of what is not looked
+into, the kind being "by-product", "hidden" or "run". total: pictures in it and below. is_run: is it that of a run?"""
 
 
 def nfc(name):
@@ -147,7 +147,7 @@ def _kind_of_file(path):
 
 
 def _pictures_not_looked_into(path, name, is_folder):
-    """(place, pictures) of what is left out by its name; the place of a file such as ._cat.png is one for all like it."""
+    """(place, pictures) of what is left out by its name; that of a file such as ._cat.png is one for all like it."""
     if is_folder:
         inside = os.path.join(path, name, "")
         return inside, sum(is_picture(file) for _, _, files in os.walk(inside) for file in files)
@@ -569,8 +569,8 @@ def split_by_hash(paths, val_split, root):
     """Set a share of the paths aside, those whose name below `root` has the smallest hash: (the others, those)."""
     if len(paths) < 2:
         raise DataError(f"{Path(paths[0]).parent} holds one picture only: it cannot be split into train and val; add a "
-                        "second one, or put pictures to validate with into a folder val/ beside train/; or, if that is no "
-                        "class, move it away")
+                        "second one, or put pictures to validate with into a folder val/ beside train/; or, if that is "
+                        "no class, move it away")
     count = min(max(1, round(len(paths) * val_split)), len(paths) - 1)
     below = {path: os.fsencode(nfc(Path(os.path.relpath(path, root)).as_posix())) for path in paths}
     by_hash = sorted(paths, key=lambda path: hashlib.sha256(below[path]).digest())
@@ -735,6 +735,8 @@ def animated(paths):
                     return bool(header[20] & 2)
                 frames = header.partition(b"IDAT")[0].partition(b"acTL")[2]
                 return header.startswith(b"\x89PNG") and int.from_bytes(frames[:4], "big") > 1
+            if ending in (".tif", ".tiff") and _has_one_page(path):  # Pillow takes several times as long
+                return False
             with Image.open(path) as image:
                 if image.format != "TIFF":
                     return getattr(image, "is_animated", False)  # not every format knows the word
@@ -745,6 +747,17 @@ def animated(paths):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return [path for path in paths if str(path).lower().endswith((*MOVING, *PAGED)) and has_several(path)]
+
+
+def _has_one_page(path):
+    """Does a TIFF's first page say that it is the last one?"""
+    with open(path, "rb") as file:
+        order = {b"II*\0": "<", b"MM\0*": ">"}.get(file.read(4))
+        if order is None:  # a TIFF of more than 4 GB, or something else
+            return False
+        file.seek(struct.unpack(f"{order}I", file.read(4))[0])
+        file.seek(12 * struct.unpack(f"{order}H", file.read(2))[0], os.SEEK_CUR)
+        return file.read(4) == b"\0\0\0\0"
 
 
 def _has_pages(image):
@@ -901,7 +914,7 @@ def _white_of(image):
 
 
 def _levels(image, of_the_file):
-    """The numbers of grey of more than 8 bits, float64 (H, W), as they are in the file. of_the_file: from `_white_of`."""
+    """The numbers of grey of more than 8 bits, float64 (H, W), as the file has them. of_the_file: from `_white_of`."""
     levels = np.array(image, dtype=np.float64)
     if of_the_file and image.format in ("JPEG2000", "PPM"):  # Pillow makes 65535 of their white
         levels *= of_the_file / 65535
@@ -1103,7 +1116,7 @@ def _lacks_white(path):
 
 
 def describe_augment(transform, augment):
-    """A line with the random steps of a transform, of the level `augment`, and how to leave out the flip if there is one."""
+    """A line with the random steps of a transform, of the level `augment`, and how to leave out the flip, if any."""
     names = [type(step).__name__ for step in getattr(transform, "transforms", [transform])]
     words = [STEPS.get(name, name) for name in names if name not in FIXED]
     way_out = "; --no-flip where left and right differ" if "RandomHorizontalFlip" in names else ""
@@ -1345,8 +1358,8 @@ def make_loader(dataset, order, workers=0, pin_memory=False):
 
 def eval_loader(samples, preprocessing, batch_size, workers=0, rank=0, processes=1, on_bad_image="error"):
     """A DataLoader over the pictures of [(path, ...), ...] in their order, as they are evaluated: `eval_transform`.
-    Beside each picture it has no label but its number, its place in that list: with on_bad_image "skip", or when several
-    processes read a share each, it says which picture an output is of.
+    Beside each picture it has no label but its number, its place in that list: with on_bad_image "skip", or when
+    several processes read a share each, it says which picture an output is of.
 
     preprocessing: a dict with image_size, resize_size, interpolation, and maybe resize and white.
     """

@@ -203,7 +203,9 @@ def last_words(error, command=""):
     if isinstance(error, KeyboardInterrupt):
         number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
         text, status = f"stopped by {number.name}", 128 + number
-    elif isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY):
+    elif isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY)
+    ):
         first = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
         text = (f"error: {first or 'out of memory'}: take a smaller --batch-size (in training with a "
                 "larger --accumulate, so that their product stays), or fewer --workers")

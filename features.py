@@ -178,8 +178,9 @@ class FeatureBatches:
 def features_key(weights, head, *depends_on):
     """A short text that is the same as long as features are: a hash of the weights (a state_dict) outside the top-level
     block of `head`, and of all else. Of a data set of pictures (with `samples`, [(path, label), ...]) that is its
-    transform, seed, size and white, and the name, size and time of each file. Of a function it is its code, its defaults,
-    what it closes over and what it names (of a module the whole file): an edited transform makes other features.
+    transform, seed, size and white, and the name, size and time of each file. Of a function it is its code, its
+    defaults, what it closes over and what it names (of a module the whole file): an edited transform makes other
+    features.
     """
     found = hashlib.sha256()
     for name, tensor in weights.items():

@@ -295,7 +295,7 @@ def _rename(classes, separators, kind="class"):
 
 
 def _nfc(name):
-    """In Unicode's composed form: a name that is typed, and that of a folder, may be other characters that look the same."""
+    """In Unicode's composed form: a typed name and that of a folder may look the same and be other characters."""
     return unicodedata.normalize("NFC", name)
 
 

@@ -39,8 +39,8 @@ def precision_recall_f1(confusion):
 def scores(confusion):
     """{"accuracy", "balanced_accuracy", "macro_f1"}: fractions of 1. In the last two a rare class counts as much as a
     frequent one: balanced accuracy is the plain mean of the recall of the classes that occur in the truth (Brodersen et
-    al., "The Balanced Accuracy and Its Posterior Distribution", 2010), macro F1 that of the F1 of the classes that occur
-    in the truth or in the predictions, as scikit-learn has it. (A validation split may lack classes.)
+    al., "The Balanced Accuracy and Its Posterior Distribution", 2010), macro F1 that of the F1 of the classes that
+    occur in the truth or in the predictions, as scikit-learn has it. (A validation split may lack classes.)
     """
     _, recall, f1 = precision_recall_f1(confusion)
     accuracy = confusion.diagonal().sum().item() / max(1, confusion.sum().item())
@@ -125,8 +125,8 @@ def is_better(score, best, lower=False):
 
 
 def wins_tie(history, best_epoch, monitor):
-    """Is the newest epoch as good as the best one by `monitor`, at a lower val_loss? Accuracies of few pictures are often
-    equal. history: a dict of numbers for each epoch, from epoch 0 on.
+    """Is the newest epoch as good as the best one by `monitor`, at a lower val_loss? Accuracies of few pictures are
+    often equal. history: a dict of numbers for each epoch, from epoch 0 on.
     """
     newest, best = history[-1], history[best_epoch]
     return newest[monitor] == best[monitor] and newest["val_loss"] < best["val_loss"]
@@ -146,9 +146,9 @@ def class_scores(outputs, labels, costs=None):
 
 
 def report(confusion, classes, most=20):
-    """A table of precision, recall, F1 and support per class, with the mean over those that occur in the truth or in the
-    predictions, then the confusion matrix (rows: truth); with more than `most` classes, the most frequent confusions
-    instead.
+    """A table of precision, recall, F1 and support per class, with the mean over those that occur in the truth or in
+    the predictions, then the confusion matrix (rows: truth); with more than `most` classes, the most frequent
+    confusions instead.
     """
     width = max(len(c) for c in [*classes, "macro mean"])
     table = torch.stack(precision_recall_f1(confusion), dim=1)

@@ -530,8 +530,8 @@ def load_weights(model, state_dict, head, same_outputs=True):
     """Copy `state_dict` (any float type) into `model`, whose head is the layer named `head`.
 
     What wrappers put before or into the names is taken off (`module.`, `_orig_mod.`), and so is what stands before the
-    names of all of the network's tensors (`model.`, `backbone.`). A head of another shape is left out, and any head with
-    `same_outputs=False`; so is what does not fit of auxiliary heads, what stands beside the network, and counters.
+    names of all of the network's tensors (`model.`, `backbone.`). A head of another shape is left out, and any head
+    with `same_outputs=False`; so is what does not fit of auxiliary heads, what stands beside the network, and counters.
     Returns words that say what became of the names, the head and the rest. Any other mismatch raises ModelError with
     the keys, and so does a weight that is not finite.
     """
@@ -589,8 +589,8 @@ _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 
 
 def _match_names(model, state_dict, body):
-    """Take off the names of a state_dict what the network's names do not have. body: {name: shape} of its tensors before
-    the head. Returns the state_dict, words about it (a list) and the names of what stands beside the network.
+    """Take off the names of a state_dict what the network's names do not have. body: {name: shape} of its tensors
+    before the head. Returns the state_dict, words about it (a list) and the names of what stands beside the network.
     """
     if isinstance(model, torchvision.models.DenseNet):  # published when module names could hold dots
         old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
@@ -635,7 +635,7 @@ _HEADS = ("fc", "head", "classifier", "linear", "last_linear", "logits", "output
 
 
 def _is_beside(name, value, own):
-    """Whether a tensor, none of `own`, is a count (`n_averaged`, thop's `total_ops`) or of a head under another name."""
+    """Whether a tensor, none of `own`, is a count (`n_averaged`, thop's `total_ops`) or of a head of another name."""
     block, _, within = name.partition(".")
     count = not within and value.dim() == 0 or name.endswith(("total_ops", "total_params"))
     return count or block.startswith(_HEADS) and block not in {key.partition(".")[0] for key in own}
@@ -659,8 +659,8 @@ def _fit_head(head, in_file, own, same_outputs):
 
 
 def _network_of(state_dict):
-    """The name of the network of torchvision that has as many parameters as a state_dict, whatever the number of outputs;
-    "" if there is none.
+    """The name of the network of torchvision that has as many parameters as a state_dict, whatever the number of
+    outputs; "" if there is none.
     """
     tensors = [v for k, v in state_dict.items() if v.is_floating_point() and not k.endswith(("_mean", "_var"))]
     outputs, inputs = next((v.shape[:2] for v in reversed(tensors) if v.dim() > 1), (0, 0))
@@ -742,7 +742,8 @@ def pick_device(name="auto", deterministic=False, sync_bn=False):
         torch.zeros(1, device=device).item()
     except Exception as error:  # torch raises many kinds for devices that it does not have, and for GPUs that are full
         another = available if name not in ("auto", available) else "cpu"
-        raise ModelError(f"--device {name} cannot be used here ({_first_line(error)}): try --device {another}") from error
+        raise ModelError(f"--device {name} cannot be used here ({_first_line(error)}): "
+                         f"try --device {another}") from error
     if device.type == "cpu":
         keep_freed_memory()
     return device

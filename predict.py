@@ -127,7 +127,8 @@ def what_is_not_scored(found, classes):
     without = [one for one in found if one.label < 0]
     stray = [one.path for one in without if not one.between]
     strange = [os.path.join(one.given, one.between[0]) for one in without if one.between]
-    too_high = [os.path.join(one.given, one.between[0]) for one in without if names & set(map(data.nfc, one.between[1:2]))]
+    too_high = [os.path.join(one.given, one.between[0]) for one in without
+                if names & set(map(data.nfc, one.between[1:2]))]
     too_low = [os.path.dirname(path) or "." for path in stray
                if data.nfc(Path(os.path.abspath(path)).parent.name) in names]
     deep = [os.path.dirname(one.path) for one in found if one.label >= 0 and len(one.between) > 1]
@@ -246,8 +247,8 @@ def refuse_mirror_images(args, states):
     """--tta of a network that was trained with --no-flip: its left and right differ. Raises CheckpointError."""
     for file, state in zip(args.checkpoint, states, strict=True):
         if args.tta and not preprocessing_for(state["preprocessing"])["flip"]:
-            raise checkpoint.CheckpointError(f"{file} was trained with --no-flip, so a mirror image is another picture: "
-                                             "leave --tta out")
+            raise checkpoint.CheckpointError(f"{file} was trained with --no-flip, so a mirror image is another "
+                                             "picture: leave --tta out")
 
 
 def run_network(args, state, device, paths):

@@ -154,8 +154,8 @@ def better_is_lower(name):
 
 
 def best_row(history, monitor):
-    """The place in the history of the row that best.pt is of: the best `monitor`, of equal ones the lowest val_loss, and
-    of those the first. None where there is no such number.
+    """The place in the history of the row that best.pt is of: the best `monitor`, of equal ones the lowest val_loss,
+    and of those the first. None where there is no such number.
     """
     sign = 1 if better_is_lower(monitor) else -1
     found = [(sign * row[monitor], row.get("val_loss", math.nan), i) for i, row in enumerate(history)
@@ -190,7 +190,8 @@ def noise_of(options):
 
 def above_chance(history, options, noise):
     """For each epoch: is validation better than chance, by more than `noise`? None where that cannot be told. The
-    training's own numbers do not tell it: BatchNorm takes each batch's statistics there, and its running ones may be off.
+    training's own numbers do not tell it: BatchNorm takes each batch's statistics there, and its running ones may be
+    off.
     """
     # At chance, balanced accuracy is 1 / classes, however unequal they are: at most a half.
     chance = {name: 1 / max(2, options.get("classes") or 2) for name in ("val_balanced_accuracy", "val_accuracy")}
@@ -202,8 +203,8 @@ def above_chance(history, options, noise):
 
 def nothing_learned(history, options):
     """Validation is at chance, and so are both losses: cross-entropy at ln(classes), with soft labels and class
-    weights, too; of numbers, the training's has not fallen. Where one did fall, the reason is another, such as few pictures,
-    other pictures in the validation, or BatchNorm: nothing is said.
+    weights, too; of numbers, the training's has not fallen. Where one did fall, the reason is another, such as few
+    pictures, other pictures in the validation, or BatchNorm: nothing is said.
     """
     training, losses = ([row.get(name, math.nan) for row in history] for name in ("train_loss", "val_loss"))
     classes = options.get("classes") or 0

@@ -768,7 +768,8 @@ def _rows_of(sheet, targets, weight_column, log, numbers_optional, file_column, 
     weight_column = weight_column and pick_columns([weight_column], sheet)[0]
     missing = [name for name in targets if name not in sheet.columns]
     if missing and numbers_optional:
-        sheet.notes.append(f"note: {sheet.file} has no column {', '.join(map(repr, missing))}: nothing to score by")
+        what = "nothing to score by" if missing == targets else "only the others are scored"
+        sheet.notes.append(f"note: {sheet.file} has no column {', '.join(map(repr, missing))}: {what}")
         require_columns(sheet, [file_column])
     else:
         require_columns(sheet, [file_column, *targets, *([weight_column] if weight_column else [])])
@@ -777,19 +778,17 @@ def _rows_of(sheet, targets, weight_column, log, numbers_optional, file_column, 
             raise TableError(f"{other[0]} could be a column of predictions of {name}: rename it")
     splits = read_splits(sheet)
     may_lack = [numbers_optional or split == "test" for split in splits]
-    if missing:
-        numbers = [None] * len(splits)
-    else:
-        columns = [read_numbers(sheet, name, may_lack) for name in targets]
-        # A score can do with some of a row's numbers, a loss needs all.
-        lacking = all if numbers_optional else any
-        numbers = [None if lacking(number is None for number in found) else list(found)
-                   for found in zip(*columns, strict=True)]
+    columns = [[None] * len(splits) if name in missing else read_numbers(sheet, name, may_lack) for name in targets]
+    # A score can do with some of a row's numbers, a loss needs all.
+    lacking = all if numbers_optional else any
+    numbers = [None if lacking(number is None for number in found) else list(found)
+               for found in zip(*columns, strict=True)]
     weights = read_numbers(sheet, weight_column) if weight_column else [1.0] * len(splits)
     for (line, _), found, weight in zip(sheet.rows, numbers, weights, strict=True):
         where = f"{sheet.file}, line {line}"
-        if log and found and min(found) <= 0:
-            raise TableError(f"{where}: {targets[found.index(min(found))]} is {min(found):g}, which has no logarithm: "
+        known = [number for number in found or () if number is not None]
+        if log and known and min(known) <= 0:
+            raise TableError(f"{where}: {targets[found.index(min(known))]} is {min(known):g}, which has no logarithm: "
                              "leave --log-target out, or that row")
         if weight < 0:
             raise TableError(f"{where}: the weight {weight_column} is {weight:g}: it must be 0 or above")

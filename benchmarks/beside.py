@@ -2,11 +2,11 @@
 
     python benchmarks/beside.py                              # draws its pictures; 20 to 40 minutes on two cores
 
-The threads of OpenMP, which torch computes with on a CPU, wait for each other after every operation. GNU's OpenMP lets them
-spin for some milliseconds first; the scripts ask for the passive policy, without spinning. "spinning" is what it does
-unasked: GOMP_SPINCOUNT=300000. Each row is a run of train_classifier.py (ResNet-18, random weights), alone and beside a
-process that does nothing but count. Seconds per epoch, from history.csv: the median of all epochs but the first, over
---rounds rounds in which the sides run in turn. Nothing else should run meanwhile. (Linux)
+The threads of OpenMP, which torch computes with on a CPU, wait for each other after every operation. GNU's OpenMP lets
+them spin for some milliseconds first; the scripts ask for the passive policy, without spinning. "spinning" is what it
+does unasked: GOMP_SPINCOUNT=300000. Each row is a run of train_classifier.py (ResNet-18, random weights), alone and
+beside a process that does nothing but count. Seconds per epoch, from history.csv: the median of all epochs but the
+first, over --rounds rounds in which the sides run in turn. Nothing else should run meanwhile. (Linux)
 """
 
 import argparse
@@ -49,9 +49,9 @@ def one_core_busy(busy):
 
 def seconds_of_epochs(options, environment, folder, data):
     """Those of a run, in order."""
-    command = ["train_classifier.py", "--data", data, "--weights", "none", "--no-test", "--no-report", "--output", folder]
-    done = subprocess.run([sys.executable, *command, *options.split()], cwd=ROOT, env=os.environ | environment,
-                          capture_output=True, text=True)
+    command = ["train_classifier.py", "--data", data, "--weights", "none", "--no-test", "--no-report"]
+    done = subprocess.run([sys.executable, *command, "--output", folder, *options.split()], cwd=ROOT,
+                          env=os.environ | environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
     with open(Path(folder, "history.csv"), newline="") as file:
@@ -81,13 +81,14 @@ def main(argv=None):
                             first, *others = seconds_of_epochs(JOBS[job], environment, folder, data)
                         seconds = statistics.median(others)
                         found.setdefault((job, busy, policy), []).append((first, seconds))
-                        print(f"round {number + 1}: {job}, {'beside' if busy else 'alone'}, {policy}: first epoch {first:.2f} s, "
-                              f"then {seconds:.3f} s", file=sys.stderr, flush=True)
+                        print(f"round {number + 1}: {job}, {'beside' if busy else 'alone'}, {policy}: first epoch "
+                              f"{first:.2f} s, then {seconds:.3f} s", file=sys.stderr, flush=True)
 
     machine = checkpoint.machine()
     print(f"{machine['cpu']}, {machine['threads']} threads, torch {torch.__version__}, torchvision "
           f"{torchvision.__version__}, Python {platform.python_version()}; {args.rounds} rounds\n")
-    print("| seconds per epoch, median (lowest to highest) | passive, alone | spinning, alone | passive, beside | spinning, beside |")
+    print("| seconds per epoch, median (lowest to highest) | passive, alone | spinning, alone | passive, beside | "
+          "spinning, beside |")
     print("|---|---|---|---|---|")
     for job in jobs:
         # Of a cached head the first epoch, too: it holds the pictures' one way through the backbone.

@@ -5,9 +5,10 @@
     python benchmarks/gpu.py --device cpu                           # the same parts, small
 
 Needs nothing but this repository and its requirements.txt; it draws its own pictures. Each part is a process of its own
-with a time limit; one that fails, crashes or takes too long is a row of the table, and the others go on. Parts that have
-no meaning on this machine are rows, too, and say why. The table is printed as the rows come in; --out has all of it, with
-the numbers. Exit status 1 if a row has failed. First "right", several parts at a time, then "fast", one at a time.
+with a time limit; one that fails, crashes or takes too long is a row of the table, and the others go on. Parts that
+have no meaning on this machine are rows, too, and say why. The table is printed as the rows come in; --out has all of
+it, with the numbers. Exit status 1 if a row has failed. First "right", several parts at a time, then "fast", one at
+a time.
 
 A part is a function that yields rows (what, words, {name: number}), raises Wrong for what is not right and NotHere for
 what there is not; it stands in RIGHT or FAST below with its time limit.
@@ -115,7 +116,7 @@ def leave_if_asked(stop):
         os.kill(os.getpid(), signal.SIGKILL)
     real(stop)
 ending.leave_if_asked = leave_if_asked
-"""  # as the script looks for the `moment`th time whether it shall stop: behind each step and each batch of a validation
+"""  # as the script looks for the `moment`th time whether it shall stop: behind each step and batch of a validation
 FULL = """
 import ending, torch
 real, looks = ending.leave_if_asked, iter(range(1, 10**6))
@@ -185,7 +186,7 @@ def train(here, script, output, *more, **how):
 
 
 def killed_and_resumed(here, script, output, *more, moment=5, **how):
-    """The same, saved every second step, killed at this moment, gone on with. Returns its folder, and where that was."""
+    """The same, saved every second step, killed at this moment, gone on with. Returns its folder and where that was."""
     kill = KILL.format(moment=moment) + how.pop("before", "")
     folder = train(here, script, output, "--save-every 2", *more, before=kill, status=-signal.SIGKILL, **how)
     state = checkpoint.load(folder / "last.pt", script)
@@ -244,9 +245,9 @@ def deterministic(here, amp):
     yield "", f"precision {checkpoint.load(first / 'last.pt')['precision']}: the same bits again, and {where}", {}
 
 
-# What one rounding may change, as a share. The first loss has gone through some twenty layers, each of which rounds; what
-# the weights have learned by five steps, through several times as many. (On a CPU it was 0.5 to 5 times as much, and 3 to
-# 20.) The scripts leave TF32 as PyTorch has it: on in convolutions, off in the products of matrices.
+# What one rounding may change, as a share. The first loss has gone through some twenty layers, each of which rounds;
+# what the weights have learned by five steps, through several times as many. (On a CPU it was 0.5 to 5 times as much,
+# and 3 to 20.) The scripts leave TF32 as PyTorch has it: on in convolutions, off in the products of matrices.
 ROUNDING = {"TF32 in convolutions": 2**-11, "TF32 in all": 2**-11, "bf16": 2**-8, "fp16": 2**-11}
 FIRST, LATER = 16, 64
 
@@ -310,7 +311,7 @@ def precisions_of_the_script(here):
 
 
 def overflow(here):
-    """fp16: steps that overflow are skipped and halve the scale until none does; after a run of good ones it doubles."""
+    """fp16: steps that overflow are skipped and halve the scale until none does; after many good ones it doubles."""
     words = "--amp fp16 --batch-size 4 --freeze bn --lr 1e-5 --no-test"  # 12 steps, of which nothing else overflows
     folder = train(here, "train_classifier", "run", words, "--epochs 1")
 
@@ -444,8 +445,8 @@ def nccl(here):
 
 
 def two_processes(here):
-    """torchrun with two processes that share the GPU (by Gloo), --sync-bn, beside one with batches of twice the size. On
-    a CPU, where there is no --sync-bn, the head alone.
+    """torchrun with two processes that share the GPU (by Gloo), --sync-bn, beside one with batches of twice the size.
+    On a CPU, where there is no --sync-bn, the head alone.
     """
     on_gpu = here.device != "cpu"
     words, sync, device = "--lr 1e-4 --epochs 1 --augment none --no-test", " --sync-bn", "cuda"
@@ -602,7 +603,7 @@ def from_memory(size):
 
 
 def script_rates(words, batch, steps, skip, device):
-    """Images/s of train_classifier.py, as it is but for its saves, in epochs 0 to 3, from step `skip` to step `steps`."""
+    """Images/s of train_classifier.py, as it is but for its saves, in epochs 0 to 3, from step `skip` to `steps`."""
     times, real, save = [], metrics.Meter.add_norm, checkpoint.Run.save
 
     def add_norm(self, norm, scaler):
@@ -674,10 +675,10 @@ def timm_rate(here, network, spec, pictures, dtype, steps, skip):
     on_gpu = here.device != "cpu"
     best_flags(True)
     started, listed = 0.0, create_dataset("", root=str(pictures), split="train")
-    loader = create_loader(listed, (3, here.fast_size, here.fast_size), here.batch, is_training=True, use_prefetcher=on_gpu,
-                           num_workers=here.workers, hflip=0.5, color_jitter=None, scale=(0.35, 1.0),
-                           device=torch.device(here.device), pin_memory=on_gpu)
-    model = create_model(TIMM.get(network, network), num_classes=2).to(here.device, memory_format=torch.channels_last).train()
+    loader = create_loader(listed, (3, here.fast_size, here.fast_size), here.batch, is_training=True,
+                           use_prefetcher=on_gpu, num_workers=here.workers, hflip=0.5, color_jitter=None,
+                           scale=(0.35, 1.0), device=torch.device(here.device), pin_memory=on_gpu)
+    model = create_model(TIMM[network], num_classes=2).to(here.device, memory_format=torch.channels_last).train()
     if spec == "backbone":
         model.requires_grad_(False).eval().get_classifier().requires_grad_(True)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3, fused=True)
@@ -696,8 +697,9 @@ def timm_rate(here, network, spec, pictures, dtype, steps, skip):
 
 def fast_words(here, pictures, network, output):
     """The words of train_classifier.py for a training that is measured."""
-    return f"""--data {pictures} --model {network} --weights none --image-size {here.fast_size} --batch-size {here.batch}
-        --workers {here.workers} --device {here.device} --output {here.folder / output} --no-test --no-report""".split()
+    return f"""--data {pictures} --model {network} --weights none --image-size {here.fast_size}
+        --batch-size {here.batch} --workers {here.workers} --device {here.device} --output {here.folder / output}
+        --no-test --no-report""".split()
 
 
 def speed(here, network, spec):

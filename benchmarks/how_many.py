@@ -1,12 +1,12 @@
-"""How many photographs does a class need? The head of a pretrained network beside training from scratch, as a table and a
-picture.
+"""How many photographs does a class need? The head of a pretrained network beside training from scratch, as a table and
+a picture.
 
     python benchmarks/how_many.py --data ./cats_and_dogs --model resnet18 --counts 10,30,100,300 --out docs/how_many.png
 
-For each count and seed a folder of links is made, with so many of the training photographs per class, chosen by the seed,
-and with all of val/ and test/. train_classifier.py runs on it as a user would run it: ten epochs of the head on cached
-features, and from scratch with the default settings. The score is the test accuracy of best.pt. Each command is printed,
-with what it got.
+For each count and seed a folder of links is made, with so many of the training photographs per class, chosen by the
+seed, and with all of val/ and test/. train_classifier.py runs on it as a user would run it: ten epochs of the head on
+cached features, and from scratch with the default settings. The score is the test accuracy of best.pt. Each command is
+printed, with what it got.
 """
 
 import argparse
@@ -67,7 +67,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, metavar="DIR", help="with train/, val/ and test/")
     parser.add_argument("--model", default="resnet18", metavar="NAME", help="(default %(default)s)")
-    parser.add_argument("--weights", default="DEFAULT", metavar="W", help="as in train_classifier.py (default %(default)s)")
+    parser.add_argument("--weights", default="DEFAULT", metavar="W",
+                        help="as in train_classifier.py (default %(default)s)")
     parser.add_argument("--counts", default="10,30,100,300", metavar="N,...", help="per class (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0..N-1 (default %(default)s)")
     parser.add_argument("--scratch-seeds", type=int, default=1, metavar="N", help="from scratch (default %(default)s)")
@@ -75,6 +76,8 @@ def main(argv=None):
     args, more = parser.parse_known_args(argv)  # more: options for every run, such as --image-size 64
     counts = [int(count) for count in args.counts.split(",")]
     images, found = data.find_images(args.data), {}
+    if max(counts) > (fewest := min(data.counts(images, "train"))):
+        parser.error(f"--counts {max(counts)}: of one class there are {fewest} training photographs only")
     with tempfile.TemporaryDirectory(prefix="how-many-") as temporary:
         for seed in range(max(args.seeds, args.scratch_seeds)):
             for count in counts:
@@ -89,7 +92,8 @@ def main(argv=None):
                     rows, seconds = run(command, Path(temporary, "run"))
                     (accuracy,) = accuracy_of(rows)
                     found.setdefault((way, count), []).append(accuracy)
-                    print(f"{count} per class: {accuracy:.6g}  {seconds:5.1f} s  python {shlex.join(command)}", flush=True)
+                    print(f"{count} per class: {accuracy:.6g}  {seconds:5.1f} s  python {shlex.join(command)}",
+                          flush=True)
     print(on_what(args.seeds, len(rows)))
     print(f"| training photographs per class | {' | '.join(map(str, counts))} |\n|---|{'---|' * len(counts)}")
     for way in WAYS:

@@ -50,7 +50,7 @@ def errors_of(rows, target):
 
 
 def run(command, output):
-    """Run one of the scripts, a list of words, as a user would. Returns (the rows of its test_predictions.csv, seconds)."""
+    """Run one of the scripts, a list of words, as a user would: (the rows of its test_predictions.csv, seconds)."""
     shutil.rmtree(output, ignore_errors=True)
     started = time.perf_counter()
     subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:], "--output", str(output)], check=True,

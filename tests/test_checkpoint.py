@@ -1,6 +1,7 @@
 import argparse
 import csv
 import errno
+import json
 import math
 import os
 import re
@@ -163,6 +164,10 @@ def test_classes_are_compared_in_nfc(tmp_path):
     assert output_names(read(tmp_path / "last.pt")) == ["caf\u00e9", "tea"]  # for --weights
     checkpoint.save(state(2, classes=7), tmp_path)  # somebody else's
     assert checkpoint.load(tmp_path / "last.pt")["classes"] == 7
+    checkpoint.save(state(3, classes=[0, 1]), tmp_path)
+    assert checkpoint.load(tmp_path / "last.pt")["classes"] == [0, 1]
+    checkpoint.Run(tmp_path / "run", {}, checkpoint.Progress(), about={"classes": 7, "data": {"cats": 3}})
+    assert list(json.loads((tmp_path / "run/args.json").read_text())) == ["torch"]
 
 
 def test_write_csv(tmp_path):

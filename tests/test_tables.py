@@ -233,7 +233,7 @@ def test_file_names_beyond_ascii_whatever_the_encoding(tmp_path):
     (GOOD.replace("price", "цена").encode("cp1251"), "has no column 'price': .* .it is read as Windows-1252 .*save it as UTF-8.$"),
     (GOOD.replace("1.png", "ü.png").encode("mac_roman"), "line 3: no such picture: .*it is read as Windows-1252"),
     (GOOD.encode("utf-16")[:-1], "line 6: this is no UTF-16-LE"),
-    (gzip.compress(GOOD.encode()), "is compressed by gzip: save the table as CSV"), (b"PAR1\x15\x04", "is a Parquet file"),
+    (gzip.compress(GOOD.encode(), mtime=0), "is compressed by gzip: save the table as CSV"), (b"PAR1\x15\x04", "is a Parquet file"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is an old Excel file"), (b"PK\x03\x04", "is a zip archive, and damaged"),
     ('[{"file": "images/0.png", "price": 1}]', "is JSON"), ('{"file": "images/0.png", "price": 1}\n', "is JSON"),
     ("<!DOCTYPE html>\n<table>", "is HTML or XML"), ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
@@ -436,6 +436,10 @@ def test_rows_without_true_numbers_for_predictions(tmp_path):
     rows, notes = found(file, "price", "area", numbers_optional=True)
     assert list(rows.values()) == [[None, None, 1.0]] * 5
     assert notes == [f"note: {file} has no column 'price', 'area': nothing to score by"]
+    file.write_text(GOOD.replace("price", "cost"))
+    rows, notes = found(file, "price", "area", numbers_optional=True)
+    assert [numbers for _, numbers, _ in rows.values()] == [[None, area] for area in (1.5, 2.5, 3.5, 4.5, 5.5)]
+    assert notes == [f"note: {file} has no column 'price': only the others are scored"]
     file.write_text(GOOD.replace("file", "path"))
     with pytest.raises(TableError, match="has no column 'file'"):
         found(file, numbers_optional=True)
