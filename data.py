@@ -507,7 +507,10 @@ def _notes_on_left_out(tree):
     for kind, words in (("hidden", "hidden, not used (a name without the dot would be)"),
                         ("by-product", "among by-products of other programs, not used"),
                         ("run", "in folders of runs of these scripts, not used")):
-        if places := +left_out.get(kind, Counter()):  # + leaves out those without pictures
+        places = left_out.get(kind, Counter())
+        if kind != "run":  # a class folder without pictures, into which a best.pt was put, is told
+            places = +places  # those with pictures
+        if places:
             counts = _some([f"{place} ({count})" for place, count in places.items()])
             notes.append(f"note: {_count(places.total())} {words}: {counts}")
     if others:

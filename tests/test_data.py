@@ -244,6 +244,8 @@ LAYOUTS = {
         {"train": [4, 4], "val": [1, 1]},
         ["note: 3 pictures in folders of runs of these scripts, not used: mine/ (1), out/ (1), runs/ (1)",
          "note: passed over what is no picture: 1 .pt"]),
+    "a class of a best.pt alone": (CLASSES + ["bird/best.pt"], {"train": [4, 4], "val": [1, 1]},
+                                   ["note: 0 pictures in folders of runs of these scripts, not used: bird/ (0)"]),
     "a class named runs": (each(5, "runs/fast", "walks"), {"train": [4, 4], "val": [1, 1]},
                            ["note: 5 pictures deeper than a class folder, used like the others in it: runs/fast/ (5)"]),
     "extensions": (
