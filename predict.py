@@ -9,9 +9,9 @@
     python predict.py --checkpoint runs/.../best.pt --weights-only weights.pth  # the bare state_dict, to use elsewhere
     python predict.py --checkpoint runs/.../best.pt --export model.pt2          # a program, or model.onnx
 
-A picture that cannot be read is named and passed over; the exit status is then 1. One whose class or number is not
-known is predicted and not scored. Of labels, those are given whose probability reaches the threshold that was best on
-the validation split. Any other mistake is one line on stderr and exit status 2.
+A picture that cannot be read is named and passed over; the exit status is then 1. One of which no class,
+label or number is known is predicted and not scored. Of labels, those are given whose probability reaches the threshold
+that was best on the validation split. Any other mistake is one line on stderr and exit status 2.
 
 More: docs/prediction.md
 """
@@ -49,7 +49,8 @@ def build_parser():
     add("--checkpoint", required=True, action="append", metavar="FILE",
         help="best.pt or last.pt of a training run; repeatable: probabilities (or numbers) are averaged")
     add("--tta", action="store_true", help="average over each picture and its mirror image")
-    add("--labels", metavar="CSV", help="the pictures of this CSV, and scores against its classes or numbers, if any")
+    add("--labels", metavar="CSV",
+        help="the pictures of this CSV, and scores against its classes, labels or numbers, if any")
     add("--split", choices=list(data.SPLITS), help="with --labels: the rows of this split alone")
     add("--data", metavar="DIR", help="with --labels: where to look for the pictures first (default: beside the CSV)")
     add("--file-column", metavar="COLUMN", help="with --labels: the column of the pictures (default: as in training)")
