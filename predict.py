@@ -209,7 +209,8 @@ def write_program(state, file):
     """Write the network with normalization, and softmax, sigmoid or the targets' units, as a program; say how to use
     it.
     """
-    preprocessing, targets, labels = preprocessing_for(state["preprocessing"]), state.get("targets"), state.get("labels")
+    targets, labels, preprocessing = state.get("targets"), state.get("labels"), state["preprocessing"]
+    preprocessing = preprocessing_for(preprocessing)
     mean, std, quantiles = preprocessing["mean"], preprocessing["std"], len(state.get("quantiles") or [])
     program = export.Program(rebuild(state), mean, std, state.get("scale"), quantiles, labels is not None)
     if targets:
@@ -406,7 +407,11 @@ def read_truth(args, state):
     column = args.file_column or options.get("file_column") or "file"
     if "labels" in state:
         names, what = state["labels"], "known label"
-        rows, notes = tables.read_label_rows(args.labels, names, options["target"], options["separator"], column, args.data)
+        # With a separator, --target named the column; without, those of the labels. (One with a comma in its name was
+        # typed in parts.)
+        separator = options["separator"]
+        targets = options["target"] if separator else names
+        rows, notes = tables.read_label_rows(args.labels, names, targets, separator, column, args.data)
     else:
         names, what = state["targets"], f"number for {', '.join(state['targets'])}"
         rows, notes = tables.read_rows(args.labels, names, numbers_optional=True, file_column=column, folder=args.data)
