@@ -9,9 +9,9 @@
     python predict.py --checkpoint runs/.../best.pt --weights-only weights.pth  # the bare state_dict, to use elsewhere
     python predict.py --checkpoint runs/.../best.pt --export model.pt2          # a program, or model.onnx
 
-A picture that cannot be read is named and passed over; the exit status is then 1. One of which no class, label or number
-is known is predicted and not scored. Of labels, those are given whose probability reaches the threshold that was best
-on the validation split. Any other mistake is one line on stderr and exit status 2.
+A picture that cannot be read is named and passed over; the exit status is then 1. One of which no class, label or
+number is known is predicted and not scored. Of labels, those are given whose probability reaches the threshold that was
+best on the validation split. Any other mistake is one line on stderr and exit status 2.
 
 More: docs/prediction.md
 """
