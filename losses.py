@@ -258,8 +258,8 @@ class BinaryFocal(nn.Module):
         alpha / (1 - alpha) here, but for a factor.
 
     forward(logits (N, L), targets (N, L) of 0 and 1, weights (N, L) or None) -> scalar: the mean over all cells of
-    weight times loss. A weight of 0 masks a cell whose truth is not known: no gradient. The divisor is the number of cells,
-    known or not, so the batches of a step add up exactly; give weights of mean 1, as `tables.read_labels` does.
+    weight times loss. A weight of 0 masks a cell whose truth is not known: no gradient. The divisor is the number of
+    cells, known or not, so the batches of a step add up exactly; give weights of mean 1, as `tables.read_labels` does.
 
     (Lin et al., "Focal Loss for Dense Object Detection", 2017)
     """

@@ -506,8 +506,8 @@ def set_dropout(model, head, p):
 
 
 def output_names(saved):
-    """What the outputs of the network of one of our checkpoints stand for: classes or labels, whose names are compared in
-    Unicode's composed form (NFC), or numbers.
+    """What the outputs of the network of one of our checkpoints stand for: classes or labels, whose names are compared
+    in Unicode's composed form (NFC), or numbers.
     """
     names = next(saved[kind] for kind in ("classes", "labels", "outputs") if kind in saved)
     return [unicodedata.normalize("NFC", name) for name in names]

@@ -9,9 +9,9 @@
     python predict.py --checkpoint runs/.../best.pt --weights-only weights.pth  # the bare state_dict, to use elsewhere
     python predict.py --checkpoint runs/.../best.pt --export model.pt2          # a program, or model.onnx
 
-A picture that cannot be read is named and passed over; the exit status is then 1. One whose class or number is not
-known is predicted and not scored. Of labels, those are given whose probability reaches the threshold that was best on
-the validation split. Any other mistake is one line on stderr and exit status 2.
+A picture that cannot be read is named and passed over; the exit status is then 1. One of which no class, label or
+number is known is predicted and not scored. Of labels, those are given whose probability reaches the threshold that was
+best on the validation split. Any other mistake is one line on stderr and exit status 2.
 
 More: docs/prediction.md
 """
@@ -49,7 +49,8 @@ def build_parser():
     add("--checkpoint", required=True, action="append", metavar="FILE",
         help="best.pt or last.pt of a training run; repeatable: probabilities (or numbers) are averaged")
     add("--tta", action="store_true", help="average over each picture and its mirror image")
-    add("--labels", metavar="CSV", help="the pictures of this CSV, and scores against its classes or numbers, if any")
+    add("--labels", metavar="CSV",
+        help="the pictures of this CSV, and scores against its classes, labels or numbers, if any")
     add("--split", choices=list(data.SPLITS), help="with --labels: the rows of this split alone")
     add("--data", metavar="DIR", help="with --labels: where to look for the pictures first (default: beside the CSV)")
     add("--file-column", metavar="COLUMN", help="with --labels: the column of the pictures (default: as in training)")
@@ -208,7 +209,8 @@ def write_program(state, file):
     """Write the network with normalization, and softmax, sigmoid or the targets' units, as a program; say how to use
     it.
     """
-    preprocessing, targets, labels = preprocessing_for(state["preprocessing"]), state.get("targets"), state.get("labels")
+    targets, labels, preprocessing = state.get("targets"), state.get("labels"), state["preprocessing"]
+    preprocessing = preprocessing_for(preprocessing)
     mean, std, quantiles = preprocessing["mean"], preprocessing["std"], len(state.get("quantiles") or [])
     program = export.Program(rebuild(state), mean, std, state.get("scale"), quantiles, labels is not None)
     if targets:
@@ -405,7 +407,11 @@ def read_truth(args, state):
     column = args.file_column or options.get("file_column") or "file"
     if "labels" in state:
         names, what = state["labels"], "known label"
-        rows, notes = tables.read_label_rows(args.labels, names, options["target"], options["separator"], column, args.data)
+        # With a separator, --target named the column; without, those of the labels. (One with a comma in its name was
+        # typed in parts.)
+        separator = options["separator"]
+        targets = options["target"] if separator else names
+        rows, notes = tables.read_label_rows(args.labels, names, targets, separator, column, args.data)
     else:
         names, what = state["targets"], f"number for {', '.join(state['targets'])}"
         rows, notes = tables.read_rows(args.labels, names, numbers_optional=True, file_column=column, folder=args.data)

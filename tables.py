@@ -754,8 +754,8 @@ def read_rows(file, targets, weight_column=None, log=False, numbers_optional=Fal
 
     log: the targets will be taken the logarithm of, so they must be above zero. numbers_optional: rows may lack
     numbers: None in place of one, and in place of the list where there is none at all. Without it, rows of the split
-    test may, whose list is None then. Raises TableError, with the number of the
-    line in the file, for whatever cannot be used.
+    test may, whose list is None then. Raises TableError, with the number of the line in the file, for whatever cannot
+    be used.
     """
     sheet = read_csv(file)
     targets = pick_columns(targets, sheet)
@@ -1091,7 +1091,7 @@ def read_labels(file, targets, split_paths, val_split=0.2, separator=None, file_
 
     targets: columns of 0, 1 or nothing, a label each; with a `separator`, one column of names with that between them,
         where an empty cell is a picture without a label. Names are learned from the training split.
-    split_paths, val_split: see `read_table`. file_column: the column that names the pictures.
+    split_paths, val_split: see `read_table`. file_column, folder: see `find_pictures`.
     """
     sheet = read_csv(file)
     targets, file_column = pick_columns(targets, sheet), pick_columns([file_column], sheet)[0]

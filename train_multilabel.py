@@ -6,10 +6,10 @@
     torchrun --nproc_per_node=2 train_multilabel.py --data ./beaches --target water --output runs/a --resume  # two GPUs
     python train_multilabel.py --resume runs/train_multilabel/.../last.pt                  # go on after an interruption
 
---labels is a CSV below --data with a column `file` (paths below --data, or beside the CSV), the labels that --target names, and
-maybe a column `split` of train, val and test. A label is a column of 1 (it is there), 0 (it is not) or nothing (not
-known, which counts neither way); or a word in one column of names. What comes out lies in --output: best.pt, with a
-threshold for each label, and last.pt, history.csv (one row per epoch), args.json, the predictions.
+--labels is a CSV below --data with a column `file` (paths below --data, or beside the CSV), the labels that --target
+names, and maybe a column `split` of train, val and test. A label is a column of 1 (it is there), 0 (it is not) or
+nothing (not known, which counts neither way); or a word in one column of names. What comes out lies in --output:
+best.pt, with a threshold for each label, and last.pt, history.csv (one row per epoch), args.json, the predictions.
 
 More: docs/labels.md
 """
