@@ -116,11 +116,12 @@ def train(args, saved, stop):
     # ---- 2 device and processes --------------------------------------------------------------------------------------
     # torchrun starts one process for each GPU; without it, this is number 0 of 1.
     rank, processes = distributed.ranks()
-    # Under torchrun each process takes a GPU of its own, cuda:0, cuda:1 and so on, or all take the CPU, where
-    # --sync-bn is refused. --deterministic makes all operations so, from here on.
+    # Under torchrun each process takes a GPU of its own (cuda:0, cuda:1 and so on), or all take the CPU.
+    # --sync-bn needs GPUs, so with the CPU it is refused. --deterministic: from here on, every operation gives the
+    # same bits on every run, or raises an error.
     device = pick_device(args.device, args.deterministic, args.sync_bn)
-    # In a single process, "cuda" without a number means all GPUs: section 9 uses DataParallel. torch.compile takes
-    # one.
+    # In a single process, "cuda" without a number means all GPUs, by DataParallel (section 9); but with --compile
+    # only one is used.
     all_gpus = device == torch.device("cuda") and not args.compile
     gpus = torch.cuda.device_count() if all_gpus else 1
     # For the new head's weights and for dropout.
@@ -151,6 +152,7 @@ def train(args, saved, stop):
     # for all others, so that the mean over all cells is 1.
     train_targets, train_weights = tables.label_tensors(table, "train", device)
     val_targets, val_weights = tables.label_tensors(table, "val", device)
+    # Average precision and F1 say nothing if no label is 1 in any validation row; the loss does.
     if args.monitor != "val_loss":
         tables.refuse_no_ones(table.values["val"], labels_file, args.monitor)
 
@@ -164,8 +166,8 @@ def train(args, saved, stop):
     size = preprocessing["image_size"]
     mean = torch.tensor(preprocessing["mean"], device=device).view(3, 1, 1)
     std = torch.tensor(preprocessing["std"], device=device).view(3, 1, 1)
-    # uint8 pictures (N, 3, H, W) -> float32 on the device, normalized, channels_last. (Cached features are only
-    # moved.)
+    # uint8 pictures (N, 3, H, W) -> float32 on the device, normalized, channels_last. (With --cache-features, batches
+    # hold features in place of pictures: those are moved to the device, and that is all.)
     to_input = partial(data.to_input, mean=mean, std=std)
 
     # Your own augmentation: any transform from a uint8 tensor (3, H, W) to one of (3, size, size), such as those of
@@ -173,7 +175,8 @@ def train(args, saved, stop):
     # Normalize: to_input does that. (Several views of a picture: stack them here; in section 10, and in trial_losses
     # for --find-lr, flatten them into the batch, as to_input(batch.x.flatten(0, 1)).)
     augment = data.augmentation(preprocessing, args.augment)
-    # Decoded at twice the size that the network gets: room for crops.
+    # Decoded at twice the size that the network gets: room for crops. "white": which number is white in grey pictures
+    # of 16 or 32 bits.
     train_images = data.ImageList(table.splits["train"], augment, args.seed, 2 * size, args.on_bad_image,
                                   preprocessing["white"])
     print(data.describe_views(train_images, preprocessing, args.augment))
@@ -185,8 +188,8 @@ def train(args, saved, stop):
     pin_memory = device.type == "cuda"
     train_loader = data.make_loader(train_images, order, args.workers, pin_memory)
     steps_per_epoch = order.steps_per_epoch(args.accumulate)
-    # Each picture comes with the number of its row in the split, here and in training: train_targets[rows] are its
-    # targets.
+    # For validation here, and for the test at the end. No loader gives targets: each picture comes with the number of
+    # its row in the split, and the targets of a batch are train_targets[rows] or val_targets[rows].
     eval_loader = partial(data.eval_loader, preprocessing=preprocessing, batch_size=args.batch_size,
                           workers=args.workers, rank=rank, processes=processes, on_bad_image=args.on_bad_image)
     val_loader = eval_loader(table.splits["val"])
@@ -229,8 +232,8 @@ def train(args, saved, stop):
     check_image_size(model, size)
     # (Section 8 loads the weights of a resumed run.)
     if not saved and pretrained["state_dict"] is not None:
-        # Our own checkpoints name their labels: their head is loaded, too, if those are equal. Other files (None):
-        # if its shape fits.
+        # A checkpoint of ours names its labels, and its head is loaded only if they are the same as here. Any other
+        # file names none ("outputs" is None): its head is loaded if it has the right shape.
         same_outputs = pretrained["outputs"] in (None, labels)
         said = load_weights(model, pretrained["state_dict"], head, same_outputs)
         print(f"weights: {pretrained['source']}; {said}")
@@ -252,8 +255,9 @@ def train(args, saved, stop):
     if args.cache_features:
         features.refuse_a_backbone_that_trains(model, heads)
 
-    # {epoch: what thaws at its start}. For the epochs that a resumed run has begun, its checkpoint decides, and they
-    # are repeated here; for later ones, --unfreeze.
+    # {epoch: what thaws at its start}. Of a resumed run, the thaws of epochs that it has begun are those in its
+    # checkpoint, whatever --unfreeze says now, and the loop below does them again on the new model. Those of later
+    # epochs are from --unfreeze.
     epochs_begun = checkpoint.epochs_begun(saved)
     saved_thaws = saved["options"]["unfreeze"] if saved else []
     thaws = freeze.plan_thaws(args.unfreeze, saved_thaws, epochs_begun)
@@ -265,8 +269,9 @@ def train(args, saved, stop):
             freeze.thaw(model, layers, heads, groups)
 
     if args.batch_size == 1 or len(heads) > 1:
-        # Does a training pass work, BatchNorm on a single picture, auxiliary heads on small ones? Tried on a copy;
-        # train_mode is train(), but eval() for what is frozen.
+        # Section 4 tried eval(). Training can fail where that works: BatchNorm refuses a single picture, auxiliary
+        # heads refuse small ones. train_mode: train(), but eval() for what is frozen. The trial runs on a copy, so the
+        # running statistics of `model` stay.
         freeze.train_mode(model)
         check_image_size(model, size, args.batch_size)
     if args.weights.lower() == "none" and args.freeze != "none":
@@ -380,6 +385,7 @@ def train(args, saved, stop):
     per_step = args.batch_size * processes * args.accumulate
     print(f"{per_step} pictures per step: batch size x {processes} x --accumulate")
     print(f"{freeze.group_table(model, heads, optimizer.param_groups)}\n")
+    # (Refused under torchrun, so no gradients need averaging.)
     if args.find_lr:
         trial = trial_losses(model, whole, train_loader, order, criterion, train_targets,
                              train_weights, autocast, to_input, say)
@@ -390,12 +396,15 @@ def train(args, saved, stop):
 
     # The batches of a loader for evaluation: a stop signal ends them.
     batches_of = partial(pictures_of, stop=stop, say=say)
-    # --cache-features K: as long as the backbone is frozen, K augmented views of each picture go through it, once. A
-    # file is used again only if all that affects its rounding is the same.
+    # --cache-features K: as long as the backbone is frozen, K augmented views of each picture go through it, once, and
+    # its features are kept in files of the run folder. A resumed run reads them again, unless something changed that
+    # they depend on, be it in the last bits: weights, pictures, and depends_on. machine(): the types of CPU and GPU,
+    # the number of threads, the version of torch.
     depends_on = checkpoint.machine(), precision, args.batch_size, processes
     cache = features.Cache(run.folder, args.cache_features, model, heads, train_loader, val_loader,
                            batches_of, to_input, autocast, progress_bar, depends_on)
-    # The line for each epoch, and TensorBoard, where rows of an earlier run from first_epoch on are hidden.
+    # Prints a line for each epoch, and writes TensorBoard's file. first_epoch: TensorBoard drops what the interrupted
+    # run wrote for this epoch and later ones, since they are done again.
     log = report.Log(run.folder, args.tensorboard and rank == 0, first_epoch=progress.epoch)
     shown = ["train_loss", "val_loss", "val_map", "val_macro_f1", args.monitor]
     # By the name of the metric: that of a loss, a cost or an error (mae, mse) is to be low, any other is to be high.
@@ -431,10 +440,12 @@ def train(args, saved, stop):
             # any thaw.
             replica = nn.parallel.DistributedDataParallel(network) if processes > 1 else network
 
-            # One turn of the loop is one optimizer step. It gets --accumulate batches (x, y, pictures, number),
-            # already read, and how many pictures they have in all processes. (A last batch of one picture, which
-            # BatchNorm could not take, is merged into the one before.) in_step: a step begins when all processes have
-            # read theirs; an error in one ends all. A resumed run goes on with the first batch that it has not seen.
+            # One turn of the loop is one optimizer step. It gets --accumulate batches, which are read before the step
+            # begins, and step_pictures: how many pictures they have in all processes together. Of a batch: x the
+            # pictures, y the numbers of their rows, pictures how many count (padding does not). A last batch of one
+            # picture, which BatchNorm could not take, is merged into the one before.
+            # in_step: a step begins when every process has read its batches, and an error in one ends all, so that
+            # none waits for another that is gone. A resumed run goes on with the first batch that it has not seen.
             steps_done = progress.step - epoch * steps_per_epoch
             order.set_epoch(epoch, start=steps_done * args.accumulate)
             steps = distributed.in_step(data.steps(train_source, order, args.accumulate, say))
@@ -442,6 +453,7 @@ def train(args, saved, stop):
             for batches, step_pictures in bar:
                 for batch in batches:
                     x = to_input(batch.x)
+                    # Not the targets: where they stand in train_targets.
                     rows = batch.y.to(device, non_blocking=True)
                     if processes > 1:
                         # What no_sync() does: the gradients are averaged once a step, in its last backward().
@@ -453,8 +465,9 @@ def train(args, saved, stop):
                     # In float32, out of autocast's reach.
                     loss = criterion(logits.float(), train_targets[rows], train_weights[rows])
 
-                    # The loss is a mean over the batch, known or not; it counts for as many pictures as that has, and
-                    # for none if they are padding. So each known cell counts the same, whichever batch it is in.
+                    # `loss` is a mean over all cells of the batch, also those that are not known, which add 0. It is
+                    # weighted here by the number of pictures (0 for padding), and train_loss divides by their sum: so
+                    # each known cell counts the same in it, whichever batch it is in.
                     meter.add("images", batch.pictures)
                     meter.add("loss", loss.detach() * batch.pictures)
                     # Not in train_loss: val_loss has no such part either.
@@ -467,8 +480,9 @@ def train(args, saved, stop):
                     share = processes * batch.pictures / step_pictures
                     scaler.scale(loss * share).backward()
 
-                # Penalty: not in train_loss, and once a step, so with a backward() of its own. DDP has averaged the
-                # gradients already; these are the same in all processes.
+                # The penalty is added once a step and not once a batch, so it has a backward() of its own; it is not
+                # in train_loss. DDP has averaged the losses' gradients by now and takes no part in this backward():
+                # these gradients are the same in all processes anyway.
                 if args.l1:
                     # Of convolutions and linear layers: no biases, no norm layers.
                     weights = [w for w in freeze.decaying_weights(model) if w.requires_grad]
@@ -494,8 +508,9 @@ def train(args, saved, stop):
                 # A step that was skipped counts in skipped_steps, not in the norm.
                 meter.add_norm(norm, scaler)
 
-                # A look at the sums now and then: it makes a GPU wait. A loss that is not finite ends the run. They
-                # are those of all processes, so all have to take part.
+                # Reading the meter's sums makes a GPU wait, so only every --log-every steps and at the end of an epoch.
+                # A loss that is not finite ends the run. The sums are taken over all processes, so each has to get
+                # here, not the first one alone.
                 if progress.step % args.log_every == 0 or progress.step == (epoch + 1) * steps_per_epoch:
                     bar.set_postfix_str(meter.summary())
                     run.check_finite(meter.mean("loss"), f"training loss of epoch {epoch}")
@@ -504,8 +519,8 @@ def train(args, saved, stop):
                 ending.leave_if_asked(stop)
             meter.stop_clock()
 
-            # DDP copies the first process's running statistics before a step's first forward pass; this, after the
-            # last step.
+            # BatchNorm's running statistics differ between processes after a step. DDP copies the first process's to
+            # the others when the next one begins; after the last step of an epoch there is none, so it is done here.
             distributed.broadcast_buffers(model)
             outputs, rows = evaluate(network, batches_of(val_source), autocast, to_input, device)
 
@@ -515,6 +530,7 @@ def train(args, saved, stop):
         # add_training_options. All processes take the first one's scores.
         with torch.no_grad():
             scores = {"val_loss": criterion(outputs, val_targets[rows], val_weights[rows]).item()}
+        # In float64: in float32 a sigmoid is exactly 1 from about 17 on, and sure pictures could not be ranked.
         probabilities, truth = outputs.cpu().double().sigmoid(), table.values["val"][rows]
         # Those by which each label has its highest F1 here. best.pt keeps those of its own epoch.
         thresholds.choose(probabilities, truth)
@@ -529,8 +545,8 @@ def train(args, saved, stop):
         progress.history.append(row)
 
         # What "best" means: the highest score so far, or the lowest of a loss. NaN is worse than any number. Of equal
-        # scores, such as accuracies on few pictures, the one with the lower val_loss is the best; but that is no gain,
-        # and --patience goes on counting.
+        # scores, which are frequent with few pictures, the epoch with the lower val_loss becomes the best one; but
+        # that is no gain, and --patience goes on counting.
         score = scores[args.monitor]
         gain = metrics.is_better(score, progress.best, lower_is_better)
         is_best = gain or metrics.wins_tie(progress.history, progress.best_epoch, args.monitor)
