@@ -242,7 +242,7 @@ LAYOUTS = {
         CLASSES + ["runs/train_classifier/1/args.json", "runs/train_classifier/1/curves.png", "mine/last.pt", "mine/own.png",
                    "mine/best.pt", "mine/args.json", "out/x/best.pt", "out/x/mistakes.png", "early/args.json", "b/best.pt"],
         {"train": [4, 4], "val": [1, 1]},
-        ["note: 3 pictures in folders of runs of these scripts, not used: mine/ (1), out/ (1), runs/ (1)",
+        ["note: 3 pictures in folders of runs of these scripts, not used: early/ (0), mine/ (1), out/ (1), runs/ (1)",
          "note: passed over what is no picture: 1 .pt"]),
     "a class of a best.pt alone": (CLASSES + ["bird/best.pt"], {"train": [4, 4], "val": [1, 1]},
                                    ["note: 0 pictures in folders of runs of these scripts, not used: bird/ (0)"]),
