@@ -862,9 +862,12 @@ def end(process, over):
             os.kill(number, signal.SIGKILL)
 
 
-def run_part(name, seconds, device, home, program):
-    """Run a part in a process of its own. Returns its rows; whatever befalls it is the last of them."""
+def run_part(name, limit, left, device, home, program):
+    """Run a part in a process of its own, for `limit` seconds at most, and for the seconds that are `left` for all parts.
+    Returns its rows; whatever befalls it is the last of them.
+    """
     Path(home, name).mkdir()
+    seconds = min(limit, left)
     log, started, over, rows = Path(home, f"{name}.log"), time.perf_counter(), threading.Event(), []
     with open(log, "w") as errors:
         process = subprocess.Popen([sys.executable, program, "--part", name, "--home", home, "--device", device],
@@ -877,7 +880,9 @@ def run_part(name, seconds, device, home, program):
     status = process.wait()
     timer.cancel()
     said = log.read_text(errors="replace")
-    if over.is_set() or status:
+    if over.is_set() and left < limit:
+        rows.append({"what": "", "result": "skipped", "words": "no time left for all of it", "numbers": {}})
+    elif over.is_set() or status:
         why = f"ended after its {seconds:.0f} s" if over.is_set() else f"crashed with status {status}"
         rows.append({"what": "", "result": "FAILED", "words": f"{why}: {last_line(said)}", "numbers": {}})
     for row in rows:
@@ -940,7 +945,7 @@ def main(argv=None, right=RIGHT, fast=None, program=__file__):
             found = [{"what": "", "result": "skipped", "words": "no time left for it", "numbers": {}, "part": name,
                       "seconds": 0.0}]
         else:
-            found = run_part(name, min(limit, left), args.device, home, program)
+            found = run_part(name, limit, left, args.device, home, program)
         with lock:
             rows.extend(found)
             for row in found:

@@ -273,6 +273,9 @@ def test_a_part_that_fails_crashes_or_takes_too_long_is_a_row(tmp_path, monkeypa
     assert any("seven is not eight" in row.get("log", "") for row in kept["rows"])
     assert gpu.main([*words, "--seconds", "1"], right=[], fast=[("none", None, 60)], program=str(file)) == 0
     assert "| none | skipped | 0 | no time left for it |" in capsys.readouterr().out
+    # it is no fault of a part that the time for all is over
+    [row] = gpu.run_part("slow", 60, 1, "cpu", tmp_path, str(file))
+    assert (row["result"], row["words"]) == ("skipped", "no time left for all of it")
 
 
 def rows_of(gpu, function, here, capsys):
