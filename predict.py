@@ -209,8 +209,8 @@ def write_program(state, file):
     """Write the network with normalization, and softmax, sigmoid or the targets' units, as a program; say how to use
     it.
     """
-    targets, labels, preprocessing = state.get("targets"), state.get("labels"), state["preprocessing"]
-    preprocessing = preprocessing_for(preprocessing)
+    targets, labels = state.get("targets"), state.get("labels")
+    preprocessing = preprocessing_for(state["preprocessing"])
     mean, std, quantiles = preprocessing["mean"], preprocessing["std"], len(state.get("quantiles") or [])
     program = export.Program(rebuild(state), mean, std, state.get("scale"), quantiles, labels is not None)
     if targets:
