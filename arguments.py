@@ -146,6 +146,31 @@ def add_picture_options(add, without=()):
         help="stop at a picture that cannot be read, or leave it out (default %(default)s)")
 
 
+def add_text_options(add):
+    """Texts, and the batches of them. add: the `add_argument` of the group "data"."""
+    add("--data", metavar="PATH",
+        help="a CSV, TSV or JSON-lines file; a folder with one for each split, train.csv and so on; or a folder of class "
+             "folders of text files, maybe below train/, val/ and test/")
+    add("--val-split", type=number(float, 0.01, 0.99), default=0.2, metavar="SHARE",
+        help="share that is set aside where there is no split val (default %(default)s)")
+    add("--max-length", type=positive, metavar="N",
+        help="pieces that are read of a text (default: as many as the network takes, 512 at most)")
+    add("-b", "--batch-size", type=positive, default=32, metavar="N",
+        help="texts per batch, under torchrun in each process (default %(default)s)")
+    add("-j", "--workers", type=count, default=0, metavar="N",
+        help="processes that put batches together; does not change the result (default %(default)s)")
+
+
+def add_encoder_options(parser):
+    """A network of transformers and its head: text.py knows the words. Returns the `add_argument` of the group."""
+    add = parser.add_argument_group("network").add_argument
+    add("--model", default="bert-base-uncased", metavar="NAME",
+        help="a folder of transformers (config.json, model.safetensors, tokenizer.json), or the name of a network on the hub "
+             "(default %(default)s)")
+    add("--dropout", type=number(float, 0, 0.99), metavar="P", help="beside the head (default: the network's own)")
+    return add
+
+
 def add_network_options(parser):
     """The network, its weights and its head: model.py knows the words."""
     add = parser.add_argument_group("network").add_argument
@@ -260,7 +285,7 @@ def shared_rules(args, backbone_trains, processes=1):
         "find_lr": (args.resume is None and args.lr != 0 and processes == 1,
                     "a new run (no --resume), an --lr above 0 and a single process"),
         "sync_bn": (processes > 1, "several processes: torchrun --nproc_per_node=2, on a machine with two GPUs"),
-        "on_bad_image": (args.batch_size > 2 or args.on_bad_image == "error",
+        "on_bad_image": (args.batch_size > 2 or options.get("on_bad_image") == "error",
                          "a --batch-size of 3 or more: too little would be left of a smaller one"),
         "momentum": (args.optimizer in ("sgd", "rmsprop"), "--optimizer sgd or rmsprop"),
         "unfreeze": (args.freeze != "none", "something frozen by --freeze"),

@@ -106,10 +106,11 @@ class Run:
         history.csv, too, and of every `keep_every`th one (0: of none) the same file as epoch_<epoch>.pt. Under another
         `name`, a file that a resumed run finds there stays: it may have gone back to that.
         """
-        totals = self.meter.totals() if self.meter else {"images": 0}
-        within_epoch = totals["images"] > 0
+        totals = self.meter.totals() if self.meter else {}
+        count = totals[self.meter.unit] if self.meter else 0
+        within_epoch = count > 0
         if within_epoch and "loss" in totals:
-            self.check_finite(totals["loss"] / totals["images"], f"training loss of epoch {self.progress.epoch}")
+            self.check_finite(totals["loss"] / count, f"training loss of epoch {self.progress.epoch}")
         sums = self.meter.state_dict() if within_epoch else {}
         of_all = _all_gather((rng_state(), sums))
         stays = name != "last.pt" and self.resumed and (self.folder / name).exists()

@@ -1231,12 +1231,15 @@ class SeededBatches(Sampler):
     processes of 16 see together what one of 32 sees. No share is of one picture (unless batch_size is 1), so a small
     last batch may leave some processes none; with `pad` these get some of the pictures of another's, so that all make
     the same number of steps, and `shares()` says 0.
+
+    arrange: a function (order, sizes, epoch) that puts the order of an epoch, a list of places, into another one, which is
+    then cut into batches of these sizes: a text.ByLength, say.
     """
 
-    def __init__(self, length, batch_size, seed=0, shuffle=False, epoch=0, rank=0, processes=1, pad=False):
+    def __init__(self, length, batch_size, seed=0, shuffle=False, epoch=0, rank=0, processes=1, pad=False, arrange=None):
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
         self.set_epoch(epoch)
-        self.rank, self.processes, self.pad = rank, processes, pad
+        self.rank, self.processes, self.pad, self.arrange = rank, processes, pad, arrange
 
     def set_epoch(self, epoch, start=0):
         """Another order and other augmentation in each epoch. start: how many batches of it are passed over."""
@@ -1261,7 +1264,8 @@ class SeededBatches(Sampler):
 
     def once(self, epoch):
         """The batches of one epoch from its beginning, without padding."""
-        return SeededBatches(self.length, self.batch_size, self.seed, self.shuffle, epoch, self.rank, self.processes)
+        return SeededBatches(self.length, self.batch_size, self.seed, self.shuffle, epoch, self.rank, self.processes,
+                             arrange=self.arrange)
 
     def _share(self, size):
         """Where this process's share of a batch begins and ends."""
@@ -1276,6 +1280,8 @@ class SeededBatches(Sampler):
         if self.shuffle:
             generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
             order = torch.randperm(self.length, generator=generator).tolist()
+        if self.arrange:
+            order = self.arrange(list(order), self.sizes(), self.epoch)
         ends = list(itertools.accumulate(self.sizes(), initial=0))
         for first, end in itertools.pairwise(ends[self.start :]):
             begin, stop = self._share(end - first)
@@ -1345,13 +1351,13 @@ def collate(items):
     return torch.stack([image for image, _ in good]), torch.tensor([label for _, label in good]), bad
 
 
-def make_loader(dataset, order, workers=0, pin_memory=False):
-    """A DataLoader over the batches of `order` (a SeededBatches)."""
+def make_loader(dataset, order, workers=0, pin_memory=False, collate_fn=collate):
+    """A DataLoader over the batches of `order` (a SeededBatches). collate_fn: makes a batch (x, y, [BadImage, ...])."""
     return DataLoader(
         dataset,
         batch_sampler=order,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=collate_fn,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         worker_init_fn=_live_and_die_with_the_script,
@@ -1404,8 +1410,8 @@ def batches(loader, at_least=0, say=print):
             yield x, y
 
 
-Batch = namedtuple("Batch", "x y pictures number")
-Batch.__doc__ = """x, y: as from `batches`. pictures: how many of them count: all, or 0 where they are padding. number: its
+Batch = namedtuple("Batch", "x y samples number")
+Batch.__doc__ = """x, y: as from `batches`. samples: how many of them count: all, or 0 where they are padding. number: its
 place in the epoch, from 0."""
 
 

@@ -74,9 +74,9 @@ def trains_beyond(model, side):
     return next((n for n, p in model.named_parameters() if p.requires_grad and id(p) not in inside), "")
 
 
-def refuse_a_backbone_that_trains(model, head):
-    """Raise FeaturesError if anything but the head's side trains: features would not stay the same."""
-    name = trains_beyond(model, head_side(model, head))
+def refuse_a_backbone_that_trains(model, head, side=None):
+    """Raise FeaturesError if anything but the head's side trains: features would not stay the same. side: as in Cache."""
+    name = trains_beyond(model, head_side(model, head) if side is None else side)
     if name:
         raise FeaturesError(f"--cache-features needs a frozen backbone, such as --freeze backbone: {name} trains")
 
@@ -96,16 +96,20 @@ class Cache:
     bar: wraps the batches of a computation, as tqdm does: bar(batches, words, their number).
     depends_on: all else that features depend on, such as the machine and the precision: if it changes, they are computed
         again.
+    side: what follows the backbone, if not a `head_side`: a module with a method that makes its input of the backbone's,
+        features(x).
 
     Of several processes all have to make one and call `route`; each computes a share. Raises FeaturesError.
     """
 
-    def __init__(self, folder, views, model, head, train_loader, val_loader, read, prepare, autocast, bar, depends_on):
+    def __init__(self, folder, views, model, head, train_loader, val_loader, read, prepare, autocast, bar, depends_on,
+                 side=None):
         self.folder, self.views, self.model = Path(folder), views, model
         self.train_loader, self.val_loader = train_loader, val_loader
         self.read, self.prepare, self.autocast, self.bar = read, prepare, autocast, bar
         if views:
-            self.side = head_side(model, head)
+            self.side = head_side(model, head) if side is None else side
+            self.features = getattr(side, "features", functools.partial(head_input, model, self.side))
             pictures = train_loader.dataset, val_loader.dataset
             head = head if isinstance(head, str) else head[0]
             self.key = features_key(model.state_dict(), head, *pictures, prepare, *depends_on)
@@ -138,7 +142,7 @@ class Cache:
         self.model.eval()
         for x, numbers in batches:
             with self.autocast:
-                features = head_input(self.model, self.side, self.prepare(x))
+                features = self.features(self.prepare(x))
             yield features, numbers
 
 

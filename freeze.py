@@ -67,7 +67,9 @@ def layer_groups(model, head):
         around_head = [n for n in names if n not in heads and any(h.startswith(n + ".") for h in heads)]
         # A single layer (its parameters sit right on it) stays whole, and so does the head.
         divisible = [n for n in names if n not in (*heads, *sizes) and not _is_layer(model.get_submodule(n))]
-        largest = max(divisible, key=total.get, default=None)
+        # Stacks of blocks, as transformers has them, come first: BERT's embeddings are larger, and one thing.
+        stacks = [n for n in divisible if any(isinstance(m, nn.ModuleList) for m in model.get_submodule(n).modules())]
+        largest = max(stacks or divisible, key=total.get, default=None)
         if around_head:
             opened = around_head[0]
         elif largest and (len(names) < 5 or total[largest] > 0.9 * sum(total.values())):

@@ -145,14 +145,14 @@ def class_scores(outputs, labels, costs=None):
     return found
 
 
-def report(confusion, classes, most=20):
+def report(confusion, classes, most=20, what="images"):
     """A table of precision, recall, F1 and support per class, with the mean over those that occur in the truth or in
     the predictions, then the confusion matrix (rows: truth); with more than `most` classes, the most frequent
     confusions instead.
     """
     width = max(len(c) for c in [*classes, "macro mean"])
     table = torch.stack(precision_recall_f1(confusion), dim=1)
-    lines = [f"{'class':<{width}}  precision  recall      F1  images"]
+    lines = [f"{'class':<{width}}  precision  recall      F1  {what:>6}"]
     there = _occurring(confusion)
     for name, (precision, recall, f1), n, occurs in zip(classes, table.tolist(), confusion.sum(1).tolist(),
                                                         there.tolist(), strict=True):
@@ -409,8 +409,9 @@ class Meter:
     """The sums of a running epoch, on the device that they are computed on: reading one (`.item()`) in every step would
     make a GPU wait. It has the two methods of PyTorch's own state, so an epoch can be interrupted and gone on with.
 
-    over_pictures: names of sums over pictures, of which each of several processes has a share ("images", their number,
-    is always one). over_steps: names of sums over optimizer steps, which are the same in all processes.
+    over_pictures: names of sums over pictures, of which each of several processes has a share. unit: what is counted, the
+    name of one more such sum: their number. over_steps: names of sums over optimizer steps, which are the same in all
+    processes.
 
         meter = Meter(["loss", "hits"], ["norm"])
         meter.start_clock()                             # at the start of an epoch, also of one that is gone on with
@@ -420,8 +421,8 @@ class Meter:
         meter.clear()                                   # at its end
     """
 
-    def __init__(self, over_pictures, over_steps=()):
-        self.over_pictures, self.over_steps = ("images", *over_pictures), tuple(over_steps)
+    def __init__(self, over_pictures, over_steps=(), unit="images"):
+        self.unit, self.over_pictures, self.over_steps = unit, (unit, *over_pictures), tuple(over_steps)
         self.clear()
 
     def clear(self):
@@ -437,7 +438,7 @@ class Meter:
         return self.earlier_seconds + (time.perf_counter() - self.started if self.started is not None else 0.0)
 
     def stop_clock(self):
-        """The training of this epoch is over: the validation does not count for `images_per_second`."""
+        """The training of this epoch is over: the validation does not count for `per_second`."""
         if self.train_seconds is None:
             self.train_seconds = self.seconds()
 
@@ -457,16 +458,16 @@ class Meter:
     def mean(self, name):
         """Of a sum over pictures, those of all processes: nan before the first."""
         totals = self.totals()
-        return totals[name] / totals["images"] if totals["images"] else math.nan
+        return totals[name] / totals[self.unit] if totals[self.unit] else math.nan
 
-    def images_per_second(self):
-        """Of all processes, as long as they train."""
+    def per_second(self):
+        """How many pictures, of all processes, as long as they train."""
         seconds = self.seconds() if self.train_seconds is None else self.train_seconds
-        return self.totals()["images"] / max(seconds, 1e-9)
+        return self.totals()[self.unit] / max(seconds, 1e-9)
 
     def summary(self):
         """The loss so far, and how fast it goes, in a few words for a progress bar."""
-        return f"loss {self.mean('loss'):.4f}, {self.images_per_second():.0f} images/s"
+        return f"loss {self.mean('loss'):.4f}, {self.per_second():.0f} {self.unit}/s"
 
     def add_norm(self, norm, scaler):
         """Of the gradient, a tensor (), after `scaler.unscale_`: to the sums over steps "norm" and "skipped_steps". A
@@ -476,17 +477,19 @@ class Meter:
         if scaler.is_enabled():
             self.add("skipped_steps", norm.isfinite().logical_not())
 
-    def columns(self, optimizer, scaler, steps, train_pictures, unread_val):
+    def columns(self, optimizer, scaler, steps, train_pictures=None, unread_val=0):
         """What the history tells of an epoch of so many steps besides its scores: lr, that of the head, whose group is
-        the optimizer's last; grad_norm, the mean over the steps that were not skipped; loss_scale, skipped_steps;
-        unreadable, of the `train_pictures` that were listed and in the validation; seconds; images_per_second.
+        the optimizer's last; grad_norm, the mean over the steps that were not skipped; loss_scale, skipped_steps; of
+        pictures unreadable, of the `train_pictures` that were listed and in the validation; seconds;
+        images_per_second, or what the unit is called.
         """
         skipped, totals = int(self.sums["skipped_steps"]), self.totals()
-        return {"lr": optimizer.param_groups[-1]["lr"],
-                "grad_norm": totals["norm"] / max(1, steps - skipped),
-                "loss_scale": scaler.get_scale(), "skipped_steps": skipped,
-                "unreadable": train_pictures - int(totals["images"]) + unread_val,
-                "seconds": self.seconds(), "images_per_second": self.images_per_second()}
+        found = {"lr": optimizer.param_groups[-1]["lr"],
+                 "grad_norm": totals["norm"] / max(1, steps - skipped),
+                 "loss_scale": scaler.get_scale(), "skipped_steps": skipped}
+        if train_pictures is not None:
+            found["unreadable"] = train_pictures - int(totals[self.unit]) + unread_val
+        return found | {"seconds": self.seconds(), f"{self.unit}_per_second": self.per_second()}
 
     def state_dict(self):
         """This process's sums as plain numbers."""

@@ -25,6 +25,7 @@ This file needs torch alone and can be copied into any project.
 import codecs
 import difflib
 import hashlib
+import json
 import math
 import mimetypes
 import os
@@ -108,6 +109,79 @@ def read_csv(file):
     return Sheet(file, delimiter, [name for name in columns if name], found, notes)
 
 
+def read_json_lines(file):
+    """[(number of the line, what it holds), ...], each an object {name: value}, of a file of JSON lines; blank lines are
+    passed over. Raises TableError, with the number of the line.
+    """
+    text, _ = _decode(file, is_json=True)
+    found = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            if text.lstrip().startswith("["):
+                raise TableError(f"{file} is one list in JSON: write an object {{...}} a line, without the brackets around "
+                                 "and the commas between them") from error
+            raise TableError(f"{file}, line {number}: no JSON ({error}): each line is an object, such as "
+                             '{"text": "...", "label": "..."}') from error
+        if not isinstance(value, dict):
+            raise TableError(f"{file}, line {number}: {_shown(line)} is no object: each line is one, such as "
+                             '{"text": "...", "label": "..."}')
+        found.append((number, value))
+    if not found:
+        raise TableError(f"{file} is empty")
+    return found
+
+
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+
+
+def read_sheet(file):
+    """A Sheet of a CSV (see `read_csv`), or of JSON lines, by the file's ending. There the columns are the names of all
+    objects; what an object lacks, or has as null, is empty, and numbers are text. Raises TableError.
+    """
+    if Path(file).suffix.lower() not in JSON_LINES:
+        return read_csv(file)
+    objects = read_json_lines(file)
+    columns = list(dict.fromkeys(_clean_name(name) for _, value in objects for name in value))
+    rows = []
+    for line, value in objects:
+        cells = dict.fromkeys(columns, "")
+        for name, cell in value.items():
+            if isinstance(cell, (dict, list)):
+                cells[_clean_name(name)] = json.dumps(cell)
+            elif cell is not None:
+                cells[_clean_name(name)] = cell if isinstance(cell, str) else json.dumps(cell)
+        rows.append((line, cells))
+    return Sheet(file, None, columns, rows, [])
+
+
+def read_text_rows(file, text_columns, target, classes_optional=False):
+    """[(the text, or a tuple of those of two columns; split or None; name of the class or None; where it stands), ...] and
+    notes, from a table (see `read_sheet`). Raises TableError.
+
+    text_columns: one name or two. target: the column of the classes. classes_optional: there may be no such column, and
+    cells of it may be empty. Without it, those of rows of the split test may.
+    """
+    sheet = read_sheet(file)
+    target = target and pick_columns([target], sheet)[0]
+    text_columns = pick_columns(text_columns, sheet)
+    there = target in sheet.columns
+    if target and not there and classes_optional:
+        sheet.notes.append(f"note: {sheet.file} has no column '{target}': nothing to score by")
+    require_columns(sheet, text_columns if classes_optional else [*text_columns, target])
+    splits = read_splits(sheet)
+    may_lack = [classes_optional or split == "test" for split in splits]
+    names = read_class_names(sheet, target, may_lack) if there else [None] * len(splits)
+    rows = []
+    for (line, row), split, name in zip(sheet.rows, splits, names, strict=True):
+        texts = tuple(row[column] for column in text_columns)
+        rows.append((texts if len(texts) > 1 else texts[0], split, name, f"{file}, line {line}"))
+    return rows, sheet.notes
+
+
 def _columns(header, delimiter, where):
     """The names that the cells of the header give; `where` it stands."""
     columns = [_clean_name(cell) for cell in header]
@@ -138,7 +212,7 @@ def _refuse_misfit(cells, header, where, header_line):
                      f"{way_out}")
 
 
-def _decode(file):
+def _decode(file, is_json=False):
     """The text of the file, and notes about its encoding."""
     try:
         raw = Path(file).read_bytes()
@@ -166,7 +240,7 @@ def _decode(file):
                          f"UTF-16 without a byte order mark: {SAVE_AS_CSV}")
     if re.match(r"\s*<", text):
         raise TableError(f"{file} is HTML or XML: {SAVE_AS_CSV}")
-    if re.match(r"""\s*(\{|\[\s*[\[{"\d])""", text):
+    if not is_json and re.match(r"""\s*(\{|\[\s*[\[{"\d])""", text):
         raise TableError(f"{file} is JSON: {SAVE_AS_CSV}")
     return text, notes
 

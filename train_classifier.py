@@ -482,11 +482,11 @@ def train(args, saved, stop):
                     # The loss is a mean over the batch, and counts for as many pictures as that has, 0 for padding.
                     # Your own loss, too. (With class weights, several processes divide a batch's pictures in
                     # proportion to their sums of weights: together they make the weighted mean of one process.)
-                    counted = losses.batch_weight(criterion, y, batch.pictures)
-                    meter.add("images", batch.pictures)
+                    counted = losses.batch_weight(criterion, y, batch.samples)
+                    meter.add("images", batch.samples)
                     meter.add("loss", loss.detach() * counted)
                     # Without padding; in mixed pictures the class with the larger share is the right one.
-                    meter.add("hits", metrics.correct(logits, y)[: batch.pictures].sum())
+                    meter.add("hits", metrics.correct(logits, y)[: batch.samples].sum())
                     # Not in train_loss: val_loss has no such part either.
                     for more in auxiliary:
                         loss = loss + AUXILIARY_WEIGHT[args.model] * criterion(more.float(), y)

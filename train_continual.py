@@ -427,15 +427,15 @@ def train(args, saved, stop):
                     loss = criterion(logits.float(), y)
 
                     # The loss is a mean over the batch; it counts for as many pictures as that has.
-                    meter.add("images", batch.pictures)
-                    meter.add("loss", loss.detach() * batch.pictures)
+                    meter.add("images", batch.samples)
+                    meter.add("loss", loss.detach() * batch.samples)
                     meter.add("hits", metrics.correct(logits, y).sum())
                     # Not in train_loss: val_loss has no such part either.
                     for more in auxiliary:
                         loss = loss + AUXILIARY_WEIGHT[model_name] * criterion(more.float(), y)
 
                     # The step follows the mean of its batches' losses, by number of pictures.
-                    scaler.scale(loss * (batch.pictures / step_pictures)).backward()
+                    scaler.scale(loss * (batch.samples / step_pictures)).backward()
 
                 # What pulls back: not in train_loss, and once a step, so with a backward() of its own.
                 if "l2-sp" in methods:

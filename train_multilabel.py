@@ -468,8 +468,8 @@ def train(args, saved, stop):
                     # `loss` is a mean over all cells of the batch, also those that are not known, which add 0. It is
                     # weighted here by the number of pictures (0 for padding), and train_loss divides by their sum: so
                     # each known cell counts the same in it, whichever batch it is in.
-                    meter.add("images", batch.pictures)
-                    meter.add("loss", loss.detach() * batch.pictures)
+                    meter.add("images", batch.samples)
+                    meter.add("loss", loss.detach() * batch.samples)
                     # Not in train_loss: val_loss has no such part either.
                     for more in auxiliary:
                         more_loss = criterion(more.float(), train_targets[rows], train_weights[rows])
@@ -477,7 +477,7 @@ def train(args, saved, stop):
 
                     # The step follows the mean of its batches' losses, by number of pictures. DDP averages over the
                     # processes: times their number, that is a sum.
-                    share = processes * batch.pictures / step_pictures
+                    share = processes * batch.samples / step_pictures
                     scaler.scale(loss * share).backward()
 
                 # The penalty is added once a step and not once a batch, so it has a backward() of its own; it is not

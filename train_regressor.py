@@ -460,8 +460,8 @@ def train(args, saved, stop):
 
                     # The loss is a mean over the batch; it counts for as many pictures as that has, and for none if
                     # they are padding.
-                    meter.add("images", batch.pictures)
-                    meter.add("loss", loss.detach() * batch.pictures)
+                    meter.add("images", batch.samples)
+                    meter.add("loss", loss.detach() * batch.samples)
                     # Not in train_loss: val_loss has no such part either.
                     for more in auxiliary:
                         more_loss = criterion(more, train_targets[rows], train_weights[rows])
@@ -469,7 +469,7 @@ def train(args, saved, stop):
 
                     # The step follows the mean of its batches' losses, by number of pictures. DDP averages over the
                     # processes: times their number, that is a sum.
-                    share = processes * batch.pictures / step_pictures
+                    share = processes * batch.samples / step_pictures
                     scaler.scale(loss * share).backward()
 
                 # Penalty: not in train_loss, and once a step, so with a backward() of its own. DDP has averaged the

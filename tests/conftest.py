@@ -173,6 +173,39 @@ def label(labelled, tmp_path):
     return run
 
 
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory):
+    """The folder of a BERT of two layers with random weights; see tiny_bert.py. Not to be changed by a test."""
+    import tiny_bert
+
+    return tiny_bert.make(tmp_path_factory.mktemp("models") / "tiny_bert")
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory):
+    """A CSV of 26 / 10 / 8 texts, positive or negative. Not to be changed by a test."""
+    import tiny_bert
+
+    return tiny_bert.write_reviews(tmp_path_factory.mktemp("texts") / "reviews.csv", train=26, val=10, test=8)
+
+
+@pytest.fixture
+def classify_text(reviews, tiny_bert, tmp_path):
+    """As `train`, for train_text_classifier.main."""
+    import train_text_classifier
+
+    runs = iter(range(100))
+
+    def run(*options, data=reviews, output=None, **replaced):
+        output = output or tmp_path / f"texts{next(runs)}"
+        settings = {"data": data, "output": output, "model": tiny_bert, "epochs": 1, "batch_size": 4, "amp": "off",
+                    "no_report": True}
+        train_text_classifier.main(command_line(options, settings | replaced))
+        return output
+
+    return run
+
+
 @pytest.fixture
 def error_of(capsys):
     """error_of(function, ...) calls it, demands exit status 2 and exactly one line `error: ...` on stderr, and returns

@@ -1,0 +1,658 @@
+"""Fine-tune a BERT to tell classes of sentences apart: the full loop, top to bottom, in plain PyTorch. Its networks and
+tokenizers are those of transformers.
+
+    python train_text_classifier.py --data reviews.csv --model bert-base-uncased                # train everything
+    python train_text_classifier.py --data reviews.csv --freeze backbone --pool mean            # train the new head alone
+    python train_text_classifier.py --data reviews.csv --freeze backbone --unfreeze 1:bert.encoder.layer.11 --unfreeze 2:all
+    python train_text_classifier.py --data pairs.jsonl --text-column premise,hypothesis --target relation
+    python train_text_classifier.py --data aclImdb --max-length 256              # class folders of text files
+    python train_text_classifier.py --model ./minilm --list-layers               # the names to freeze and thaw
+    torchrun --nproc_per_node=2 train_text_classifier.py --data reviews.csv --output runs/a --resume     # two GPUs
+    python train_text_classifier.py --resume runs/train_text_classifier/.../last.pt     # go on after an interruption
+
+--data is a table (CSV, TSV or JSON lines) with a column of texts, one of classes, and maybe one named split; or a folder
+that holds train.csv, val.csv and test.csv, or class folders of text files. What comes out lies in --output: best.pt and
+last.pt, history.csv (one row per epoch), args.json, the predictions.
+
+More: docs/text.md
+"""
+
+import itertools
+import math
+import os
+import sys
+from contextlib import nullcontext
+from functools import partial
+
+# torch's threads wait for each other by spinning, which beside other work takes several times as long. torch reads this
+# when it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Tokenizers use threads of their own, and warn when a DataLoader's workers start after that: these cut no texts.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import checkpoint
+import data
+import distributed
+import ending
+import features
+import freeze
+import losses
+import lr_finder
+import metrics
+import report
+import tables
+import text
+from arguments import (MAY_CHANGE, above, add_encoder_options, add_freezing_options, add_optimizer_options,
+                       add_saving_options, add_text_options, add_training_options, fill_defaults, make_parser, names, number,
+                       refuse_idle, refuse_unknown_choices, share, shared_rules, typed_options)
+from model import ModelError, pick_device, pick_precision
+
+# ---- 1 arguments -----------------------------------------------------------------------------------------------------
+
+
+def build_parser():
+    """What is the same in every script stands in arguments.py."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument_group("data").add_argument
+    add_text_options(add)
+    add("--text-column", type=names, default=["text"], metavar="NAME",
+        help="the column of the texts; of pairs two, such as premise,hypothesis (default text)")
+    add("--target", default="label", metavar="NAME", help="the column of the classes (default %(default)s)")
+
+    add = add_encoder_options(parser)
+    add("--pool", choices=["head", "mean"], default="head",
+        help="what the head sees of a text: head: what the network's own pooling makes of it; mean: the mean over its pieces, "
+             "which suits a frozen encoder (default %(default)s)")
+    add("--cache-features", type=number(int, 0, 1), default=0, metavar="1",
+        help="with --freeze backbone: put each text through the encoder once, and not in every epoch (default 0: off)")
+    add_freezing_options(parser)
+
+    add = parser.add_argument_group("loss").add_argument
+    add("--loss", choices=["cross-entropy", "focal", "soft-f1", "cost"], default="cross-entropy",
+        help="focal: hard texts count more; soft-f1: macro F1 itself; cost: by --costs (default %(default)s)")
+    add("--label-smoothing", type=share, default=0.0, metavar="E", help="(default %(default)s)")
+    add("--focal-gamma", type=above, default=2.0, metavar="G", help="focal: 0 is cross-entropy (default %(default)s)")
+    add("--costs", metavar="T:P=C,...", help="cost: dog:cat=10, calling a dog a cat costs 10, any other mistake 1")
+    add("--class-weights", metavar="W", help="balanced | CLASS=W,... such as dog=10,cat=1: a missed dog costs 10")
+    add("--class-weight-mean", choices=["weighted", "plain"], default="weighted",
+        help="divide a batch's weighted loss by its sum of weights, as nn.CrossEntropyLoss does (default), or by its "
+             "number of texts, so that a weight of 10 makes a gradient ten times as large")
+    add("--l1", type=above, default=0.0, metavar="L", help="L1 penalty on trainable weights; try 1e-6 (default: off)")
+    add("--l2-sp", type=above, default=0.0, metavar="ALPHA",
+        help="pull the encoder towards the pretrained weights, in place of weight decay; try 0.1 (default: off)")
+
+    add_optimizer_options(parser)
+    metrics_to_choose = ["val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"]
+    add_training_options(parser, metrics_to_choose, without=("--compile", "--sync-bn"))
+    add_saving_options(parser, "train_text_classifier")
+    # A pretrained encoder has read far more than these texts: few passes are enough.
+    parser.set_defaults(epochs=3)
+    return parser
+
+
+def read_arguments(argv):
+    """Return the options, and the checkpoint of a run that is resumed (else None)."""
+    parser = build_parser()
+    args, typed = parser.parse_args(argv), typed_options(parser, argv)
+    args, saved = checkpoint.resume_arguments(args, typed, "train_text_classifier", MAY_CHANGE, *distributed.started())
+    refuse_unknown_choices(parser, args)
+    if not args.data and not args.list_layers:
+        parser.error("--data is needed: a table of texts and their classes, or a folder")
+    if len(args.text_column) > 2:
+        parser.error("--text-column names one column, or the two of a pair")
+    by_class = args.loss in ("cross-entropy", "focal"), "--loss cross-entropy or focal"
+    encoder_trains = freeze.backbone_trains(args.freeze, args.unfreeze)
+    refuse_idle(parser, typed, shared_rules(args, encoder_trains, args.processes) | {
+        "focal_gamma": (args.loss == "focal", "--loss focal"), "costs": (args.loss == "cost", "--loss cost"),
+        "class_weights": by_class, "label_smoothing": by_class,
+        "class_weight_mean": (args.class_weights, "--class-weights"),
+        "cache_features": (args.freeze == "backbone", "a frozen encoder, --freeze backbone"),
+        "l2_sp": (encoder_trains, "an encoder that trains or thaws"),
+        "target": (True, "a table"),
+    })
+    report.check_tensorboard(args.tensorboard)
+    # An encoder at a tenth of the head's rate (--backbone-lr-scale) wants the smaller one; a head alone, this one.
+    if args.lr is None and args.optimizer in ("adam", "adamw"):
+        args.lr = 5e-4 if encoder_trains else 3e-3
+    fill_defaults(args)
+    return args, saved
+
+
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
+              "rmsprop": torch.optim.RMSprop, "adagrad": torch.optim.Adagrad}
+# What may end a run between two optimizer steps, so that its state is saved: a stop signal (Ctrl-C, SIGTERM), the end of
+# another process.
+INTERRUPTIONS = (ending.Stopped, distributed.ProcessError)
+
+
+def train(args, saved, stop):
+    """args: the options; of a resumed run the saved ones, as the command line has changed them. saved: its checkpoint,
+    else None. stop: the stop signals.
+    """
+    # ---- 2 device and processes --------------------------------------------------------------------------------------
+    # torchrun starts one process for each GPU; without it, this is number 0 of 1.
+    rank, processes = distributed.ranks()
+    # Under torchrun each process takes a GPU of its own, cuda:0, cuda:1 and so on, or all take the CPU.
+    # --deterministic makes all operations so, from here on.
+    device = pick_device(args.device, args.deterministic)
+    # In a single process, "cuda" without a number means all GPUs: section 9 uses DataParallel.
+    gpus = torch.cuda.device_count() if device == torch.device("cuda") else 1
+    # For the new head's weights and for dropout.
+    torch.manual_seed(args.seed)
+
+    # disable=None: a progress bar only where stderr is a terminal. say(): a line beside it. The first process alone
+    # has a bar and a stdout: what the others print() is dropped, what they say() goes to stderr.
+    progress_bar = partial(tqdm, leave=False, disable=None if rank == 0 else True)
+    say = partial(tqdm.write, file=None if rank == 0 else sys.stderr)
+
+    # ---- 3 data ------------------------------------------------------------------------------------------------------
+    # .classes, .splits["train"] = [(text, place of its class), ...] and so on; of pairs, text is a tuple of two.
+    texts = find_texts(args)
+    classes = texts.classes
+    fingerprint = text.fingerprint(texts)
+    # A resumed run needs the texts that it began with.
+    if saved:
+        text.refuse_others(fingerprint, saved["data"], args.data, args.resume)
+    print(text.describe(texts))
+
+    # Of a network of transformers: "config", "tokenizer", "state_dict". One process downloads it for all. A checkpoint
+    # holds the first two.
+    if saved:
+        pretrained = saved["build"]
+    else:
+        pretrained = text.load_pretrained(args.model) if rank == 0 else None
+        pretrained = distributed.broadcast(pretrained)
+    config = text.make_config(pretrained, classes)
+    # Cuts a text into pieces, words and parts of words, and gives each a number.
+    tokenizer = text.make_tokenizer(pretrained)
+    max_length = text.pick_max_length(args.max_length, config, tokenizer)
+    train_texts = text.TextList(texts.splits["train"], tokenizer, max_length)
+    print(text.describe_lengths(train_texts, max_length))
+    # A batch is a dict of tensors (N, T), "input_ids" and so on: padded to its longest text, which has T pieces.
+    to_input = partial(text.to_input, device=device)
+
+    # The batch sampler. Seed and epoch alone decide which texts make up which batch, so a resumed run goes on with the
+    # next one. A batch has --batch-size texts in each process; pad: at the end of an epoch, a process for which none
+    # are left gets some that count 0, so that all processes make the same number of steps. ByLength: texts of like
+    # length make up a batch, so that little of it is padding; with a frozen encoder the same ones in every epoch, so
+    # that each is padded as before and has the same features. (Without arrange, a batch is drawn from all texts.)
+    by_length = text.ByLength(train_texts.lengths, args.seed, regroup=args.freeze != "backbone")
+    order = data.SeededBatches(len(train_texts), args.batch_size, args.seed, shuffle=True, rank=rank,
+                               processes=processes, pad=True, arrange=by_length)
+    pin_memory = device.type == "cuda"
+    train_loader = data.make_loader(train_texts, order, args.workers, pin_memory, train_texts.collate)
+    steps_per_epoch = order.steps_per_epoch(args.accumulate)
+    # For evaluation, sorted by length; its batches hold indices and not labels, which are looked up by them.
+    eval_loader = partial(loader_of, tokenizer=tokenizer, max_length=max_length, batch_size=args.batch_size,
+                          workers=args.workers, rank=rank, processes=processes)
+    val_loader = eval_loader(texts.splits["val"])
+    val_labels = text.labels(texts.splits["val"]).to(device)
+
+    # ---- 4 model and head --------------------------------------------------------------------------------------------
+    # transformers' AutoModelForSequenceClassification.from_config: an encoder and a head, with random weights. (For
+    # those of a resumed run, see section 8.)
+    model = text.make_network(config, pretrained["source"])
+    if args.pool == "mean":
+        # The same encoder, but the head sees the mean over a text's pieces. (What BERT's own head sees is a layer on
+        # the first piece, which was trained for another task.)
+        model = text.MeanPooled(model)
+
+    # The last layer: a new one takes its place, with one output for each class. It is "classifier" in a BERT,
+    # "classifier.out_proj" in a RoBERTa.
+    head = text.find_head(model)
+    old_head = model.get_submodule(head)
+    new_head = nn.Linear(old_head.in_features, len(classes))
+    model.set_submodule(head, new_head)
+    # The dropout right before the head.
+    if args.dropout is not None:
+        text.set_dropout(model, args.dropout)
+
+    if saved:
+        fresh = saved["fresh"]
+    else:
+        # A network whose head tells the same classes apart brings it along.
+        same_classes = text.same_head(pretrained, classes)
+        said, fresh = text.load_weights(model, pretrained, head, same_classes)
+        print(f"weights: {pretrained['source']}; {said}")
+    # Layers for which the file had no weights, such as the first one of RoBERTa's head of two, are as new as the head:
+    # they train with it, at its rate, and are never frozen.
+    heads = (head, *fresh)
+    # From here on each process draws its own random numbers: the new head starts the same, dropout differs.
+    if rank > 0:
+        torch.manual_seed(args.seed + rank)
+
+    # ---- 5 freezing --------------------------------------------------------------------------------------------------
+    # Frozen means two things. This is the first: no gradient, so no step. The second stands in section 10: eval().
+    # The names of the parameters that --freeze means; the new head always trains.
+    frozen = freeze.select(model, args.freeze, heads, without_head=True)
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+
+    # Two groups for each layer, with and without weight decay (biases and norm layers have none). group["peak_lr"] is
+    # --lr for the head and a multiple of it for the layers before.
+    groups = freeze.param_groups(model, heads, args.lr, args.weight_decay, args.backbone_lr_scale, args.layer_decay)
+    if args.l2_sp:
+        # The encoder is pulled back to its start and not to zero; the head keeps its weight decay.
+        for group in groups:
+            if group["layer"] not in heads:
+                group["weight_decay"] = 0.0
+    # What follows the encoder, as a module that shares its layers: for --cache-features.
+    head_side = text.HeadSide(model)
+    if args.cache_features:
+        features.refuse_a_backbone_that_trains(model, heads, head_side)
+
+    # {epoch: what thaws at its start}. For the epochs that a resumed run has begun, its checkpoint decides, and they
+    # are repeated here; for later ones, --unfreeze.
+    epochs_begun = checkpoint.epochs_begun(saved)
+    saved_thaws = saved["options"]["unfreeze"] if saved else []
+    thaws = freeze.plan_thaws(args.unfreeze, saved_thaws, epochs_begun)
+    # A thaw that cannot be done is refused now, not hours later. (A resumed run may have fewer --epochs than it has
+    # begun.)
+    freeze.check_thaws(thaws, max(args.epochs, epochs_begun), model, heads, groups)
+    for thaw_epoch, layers in thaws.items():
+        if thaw_epoch < epochs_begun:
+            freeze.thaw(model, layers, heads, groups)
+
+    model.to(device)
+
+    # ---- 6 loss ------------------------------------------------------------------------------------------------------
+    # How much a text of each class counts: a tensor (C,), or None.
+    counts = text.counts(texts, "train")
+    weight = losses.class_weights(args.class_weights, classes, counts, device)
+    if args.loss == "focal":
+        criterion = losses.Focal(args.focal_gamma, weight, args.class_weight_mean, args.label_smoothing)
+    elif args.loss == "soft-f1":
+        criterion = losses.SoftF1()
+    elif args.loss == "cost":
+        criterion = losses.CostMatrix(losses.cost_matrix(args.costs, classes))
+    elif args.class_weight_mean == "plain":
+        # Divides by the number of texts: one of weight 10 makes a gradient ten times as large.
+        criterion = partial(plain_mean_cross_entropy, weight=weight, label_smoothing=args.label_smoothing)
+    else:
+        # Divides by the sum of the texts' weights: they shift the balance between classes, not the gradient's size.
+        criterion = nn.CrossEntropyLoss(weight=weight, label_smoothing=args.label_smoothing)
+    # Your own loss: put it here, as `criterion`. Any function or nn.Module that takes logits (N, C) in float32 and
+    # labels (N,) in int64 and returns a scalar, their mean over the texts. Validation calls it once for the whole
+    # split. The next line refuses --class-weights and --label-smoothing if it has no `weight` or `label_smoothing`, as an attribute
+    # or an argument of functools.partial.
+    losses.refuse_unused(criterion, weight, args.label_smoothing)
+    # A module is moved to the device. If it has parameters of its own, they train at the head's rate and are saved.
+    loss_parameters = losses.own_parameters(criterion, device)
+    if loss_parameters:
+        groups.append({"layer": "loss", "params": loss_parameters, "lr": args.lr,
+                       "peak_lr": args.lr, "weight_decay": 0.0})
+
+    # L2-SP: where the encoder's weights began, {name: tensor}.
+    anchor = {}
+    if args.l2_sp and saved:
+        anchor = losses.moved(saved["anchor"], device)
+    elif args.l2_sp:
+        anchor = losses.anchor_of(model, heads)
+
+    # ---- 7 optimizer, schedule, scaler -------------------------------------------------------------------------------
+    # Every parameter is in, frozen or not, so that a thaw needs nothing more: one without a gradient is skipped.
+    settings = {}
+    if args.optimizer in ("sgd", "rmsprop"):
+        settings["momentum"] = args.momentum
+    # All parameters in one call, several times as fast. (SGD's fused form is not ready for a first step that overflows
+    # in fp16, nor for a layer of which a part has thawed.)
+    if args.optimizer in ("adam", "adamw") and device.type in ("cpu", "cuda"):
+        settings["fused"] = True
+    optimizer = OPTIMIZERS[args.optimizer](groups, **settings)
+
+    # epoch, step, best, best_epoch, epochs_without_gain, plateau_scale, history: plain values.
+    progress = checkpoint.Progress()
+    warmup_steps = round(args.warmup_epochs * steps_per_epoch)
+
+    # A schedule of PyTorch's instead: make it here, for steps and not epochs, as scheduler = OneCycleLR(optimizer,
+    # max_lr=[group["peak_lr"] for group in groups], total_steps=args.epochs * steps_per_epoch). Save it in section 8,
+    # by parts["scheduler"] = scheduler. In section 10 drop the two lines that set group["lr"], and call
+    # scheduler.step() after scaler.update(). (cycle_momentum=False leaves --momentum alone.) --schedule and its
+    # options have no effect then, and a resumed run cannot have more --epochs.
+    def factor_at(step):
+        """The share of its peak rate that each group has at optimizer step `step`, from 0."""
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if args.schedule == "cosine":  # down to zero (Loshchilov and Hutter, "SGDR", 2017)
+            done = (step - warmup_steps) / max(1, args.epochs * steps_per_epoch - warmup_steps)
+            return 0.5 * (1 + math.cos(math.pi * done))
+        if args.schedule == "step":
+            return args.gamma ** (step // steps_per_epoch // args.step_epochs)
+        return progress.plateau_scale  # plateau: section 10 lowers it; constant: stays 1
+
+    # A resumed run keeps its precision, unless the device, more GPUs or --amp say otherwise.
+    amp = args.amp
+    if saved and amp == "auto" and gpus == 1 and saved["device"] == device.type:
+        amp = saved["precision"]
+    # "auto" takes bf16 or fp16 if this device and the layers that train, or will after a thaw, gain by it;
+    # DataParallel cannot use bf16, since its threads run autocast in its default, fp16. Machines may differ, so what
+    # the first process picks counts.
+    picked = pick_precision(amp, model, device, gpus, bool(thaws))
+    precision, reason, amp_dtype = distributed.broadcast(picked)
+    autocast = torch.amp.autocast(device.type, amp_dtype, enabled=amp_dtype is not None)
+    # fp16 has a small range: its loss is scaled up, so that gradients do not vanish. bf16 has float32's range.
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+    # ---- 8 what is saved, and resume ---------------------------------------------------------------------------------
+    # The sums of the running epoch: over texts (with their number, "texts") and over steps. They stay on the device
+    # until they are read.
+    meter = metrics.Meter(["loss", "hits"], ["norm", "skipped_steps"], unit="texts")
+    # What training changes: each has state_dict() and load_state_dict().
+    parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    if loss_parameters:
+        parts["criterion"] = criterion
+    # What it does not change: the name of the script, which --resume looks at, the options, with all thaws, past and
+    # to come, and what predict_text.py needs to build the network and its tokenizer.
+    options = vars(args) | {"data": os.path.abspath(args.data), "unfreeze": freeze.thaw_specs(thaws)}
+    build = {name: pretrained[name] for name in ("config", "tokenizer", "source")}
+    about = {"script": "train_text_classifier", "options": options, "data": fingerprint, "build": build,
+             "classes": classes, "loss": losses.name_of(criterion), "head": head, "fresh": fresh, "pool": args.pool,
+             "max_length": max_length, "precision": precision, "device": device.type, "anchor": anchor}
+    # The run folder. All processes call its methods, and the first one writes.
+    run = checkpoint.Run(args.output, parts, progress, meter, about)
+    if saved:
+        # Loads every part, the progress, the sums of an epoch that was interrupted, and the random numbers. An
+        # optimizer keeps the peak rates and the weight decay that it has now: those may be changed.
+        print(run.resume_from(saved, args.resume))
+
+    # ---- 9 several GPUs ----------------------------------------------------------------------------------------------
+    # `model` is frozen, thawed and saved, under its plain names; `whole` is the same network, ready to run. (Under
+    # torchrun, section 10 wraps it in DistributedDataParallel, anew in each epoch, when it is known what trains.)
+    whole = model
+    if gpus > 1:
+        whole = nn.DataParallel(model)
+
+    # ---- 10 the loop -------------------------------------------------------------------------------------------------
+    where = f"{device} x {gpus}" if gpus > 1 else device
+    print(f"\n{pretrained['source']}, {where}, precision {precision} ({reason})")
+    print(f"{args.batch_size * processes * args.accumulate} texts per step: batch size x {processes} x --accumulate")
+    print(f"{freeze.group_table(model, heads, optimizer.param_groups)}\n")
+    if args.find_lr:
+        trial = trial_losses(model, whole, train_loader, order, criterion, autocast, to_input)
+        find_lr(model, trial, optimizer, scaler, args.lr, run.folder)
+        return
+    if progress.epoch >= args.epochs:
+        print(f"all {progress.epoch} epochs are done; to train longer, give more --epochs")
+
+    # The batches of a loader for evaluation: a stop signal ends them.
+    batches_of = partial(read_batches, stop=stop)
+    # --cache-features 1: as long as the encoder is frozen, each text goes through it once. A file is used again only if
+    # all that affects its rounding is the same.
+    depends_on = checkpoint.machine(), precision, args.batch_size, processes, args.pool
+    cache = features.Cache(run.folder, args.cache_features, model, heads, train_loader, val_loader,
+                           batches_of, to_input, autocast, progress_bar, depends_on, head_side)
+    # The line for each epoch, and TensorBoard, where rows of an earlier run from first_epoch on are hidden.
+    log = report.Log(run.folder, args.tensorboard and rank == 0, first_epoch=progress.epoch)
+    shown = ["train_loss", "val_loss", "val_accuracy", "val_macro_f1", args.monitor]
+    # By the name of the metric: that of a loss, a cost or an error (mae, mse) is to be low, any other is to be high.
+    lower_is_better = report.better_is_lower(args.monitor)
+    # From here on a stop signal waits for leave_if_asked, between two steps; the last line then tells how to go on.
+    ending.wait_for_steps(stop, run.resume_command)
+
+    for epoch in range(progress.epoch, args.epochs):
+        if args.patience and progress.epochs_without_gain >= args.patience:
+            print(f"stopped early: no better {args.monitor} for {progress.epochs_without_gain} epochs")
+            break
+        if epoch in thaws and epoch >= epochs_begun:
+            # To go back to, if the thaw spoils the model.
+            run.save(name=f"before_unfreeze_{epoch}.pt")
+            # requires_grad = True, and a rate of its own where one is given. (`groups` are no longer the optimizer's
+            # after a load: load_state_dict makes new ones.)
+            count = freeze.thaw(model, thaws[epoch], heads, optimizer.param_groups)
+            print(f"thaw: {thaws[epoch]}, {count:,} parameters")
+        meter.start_clock()
+
+        # INTERRUPTIONS: a stop signal, the end of another process. In this block they arise between two optimizer steps
+        # alone: the state is saved, then the exception goes on its way.
+        with run.saved_if_interrupted(*INTERRUPTIONS):
+            # The whole network on texts; or, as long as the encoder is frozen and cached, its head on features.
+            network, train_source, val_source = cache.route(whole, epoch)
+
+            # The second half of freezing: eval() for each module of which nothing trains, with all inside it. In
+            # train() mode its dropout would be on.
+            model.train()
+            for part in freeze.frozen_parts(model):
+                part.eval()
+            # DDP averages the gradients of the processes. It asks what trains when it is made, so it is made after
+            # any thaw.
+            replica = nn.parallel.DistributedDataParallel(network) if processes > 1 else network
+
+            # One turn of the loop is one optimizer step. It gets --accumulate batches (x, y, samples, number), already
+            # read, and how many texts they have in all processes. in_step: a step begins when all processes have read
+            # theirs; an error in one ends all. A resumed run goes on with the first batch that it has not seen.
+            steps_done = progress.step - epoch * steps_per_epoch
+            order.set_epoch(epoch, start=steps_done * args.accumulate)
+            steps = distributed.in_step(data.steps(train_source, order, args.accumulate))
+            bar = progress_bar(steps, f"epoch {epoch}", steps_per_epoch, initial=steps_done)
+            for batches, step_texts in bar:
+                for batch in batches:
+                    x = to_input(batch.x)
+                    y = batch.y.to(device, non_blocking=True)
+                    if processes > 1:
+                        # What no_sync() does: the gradients are averaged once a step, in its last backward().
+                        replica.require_backward_grad_sync = batch is batches[-1]
+                    with autocast:
+                        outputs = replica(**x)
+                    # In float32, out of autocast's reach.
+                    logits = outputs.logits.float()
+                    loss = criterion(logits, y)
+
+                    # The loss is a mean over the batch, and counts for as many texts as that has, 0 for padding. Your
+                    # own loss, too. (With class weights, several processes divide a batch's texts in proportion to
+                    # their sums of weights: together they make the weighted mean of one process.)
+                    counted = losses.batch_weight(criterion, y, batch.samples)
+                    meter.add("texts", batch.samples)
+                    meter.add("loss", loss.detach() * counted)
+                    # Without padding.
+                    meter.add("hits", metrics.correct(logits, y)[: batch.samples].sum())
+
+                    # The step follows the mean of its batches' losses, by number of texts. DDP averages over the
+                    # processes: times their number, that is a sum.
+                    share = processes * counted / step_texts
+                    scaler.scale(loss * share).backward()
+
+                # Penalties: not in train_loss, and once a step, so with a backward() of their own. DDP has averaged
+                # the gradients already; these are the same in all processes.
+                if args.l1:
+                    # Of linear layers: no biases, no norm layers.
+                    weights = [w for w in freeze.decaying_weights(model) if w.requires_grad]
+                    l1 = torch.stack([w.float().abs().sum() for w in weights]).sum()
+                    scaler.scale(args.l1 * l1).backward()
+                if args.l2_sp:
+                    scaler.scale(args.l2_sp * losses.l2_sp_penalty(model, anchor)).backward()
+                # DDP does not know the loss's own parameters.
+                distributed.average_gradients(loss_parameters)
+
+                # Before clipping: fp16's gradients are those of a scaled loss.
+                scaler.unscale_(optimizer)
+                # clip_grad_norm_ in its two halves, since the norm is logged in any case.
+                trained = [p for p in [*model.parameters(), *loss_parameters] if p.grad is not None]
+                norm = nn.utils.get_total_norm([p.grad for p in trained])
+                if args.clip_grad:
+                    nn.utils.clip_grads_with_norm_(trained, args.clip_grad, norm)
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak_lr"] * factor_at(progress.step)
+                # Skips this step if fp16 has overflowed; the norm is not finite then.
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                progress.step += 1
+                # A step that was skipped counts in skipped_steps, not in the norm.
+                meter.add_norm(norm, scaler)
+
+                # A look at the sums now and then: it makes a GPU wait. A loss that is not finite ends the run. They
+                # are those of all processes, so all have to take part.
+                if progress.step % args.log_every == 0 or progress.step == (epoch + 1) * steps_per_epoch:
+                    bar.set_postfix_str(meter.summary())
+                    run.check_finite(meter.mean("loss"), f"training loss of epoch {epoch}")
+                if args.save_every and progress.step % args.save_every == 0:
+                    run.save()  # last.pt; never with a loss or weight that is not finite
+                ending.leave_if_asked(stop)
+            meter.stop_clock()
+
+            outputs, indices = evaluate(network, batches_of(val_source), autocast, to_input, device)
+            labels = val_labels[indices]
+
+        # A metric of your own, from logits (N, C) and labels (N,): add it to these scores, before the broadcast, as
+        # scores["val_kappa"] = ... A higher one is better, unless its name speaks of a loss, cost or error (mae,
+        # mse). To choose best.pt by it, put its name into the list that section 1 hands to add_training_options. All
+        # processes take the first one's scores.
+        with torch.no_grad():
+            scores = {"val_loss": criterion(outputs, labels).item()}
+        # With --loss cost there is a val_cost, too.
+        for name, value in metrics.class_scores(outputs, labels, getattr(criterion, "costs", None)).items():
+            scores[f"val_{name}"] = value
+        scores = distributed.broadcast(metrics.as_numbers(scores))
+        run.check_finite(scores["val_loss"], f"validation loss of epoch {epoch}")
+        row = {"epoch": epoch, "train_loss": meter.mean("loss"), "train_accuracy": meter.mean("hits"), **scores}
+        # lr, grad_norm, loss_scale, skipped_steps, seconds, texts_per_second.
+        row |= meter.columns(optimizer, scaler, steps_per_epoch)
+        progress.history.append(row)
+
+        # What "best" means: the highest score so far, or the lowest of a loss. NaN is worse than any number. Of equal
+        # scores, such as accuracies on few texts, the one with the lower val_loss is the best; but that is no gain,
+        # and --patience goes on counting.
+        score = scores[args.monitor]
+        gain = metrics.is_better(score, progress.best, lower_is_better)
+        is_best = gain or metrics.wins_tie(progress.history, progress.best_epoch, args.monitor)
+        if is_best:
+            progress.best, progress.best_epoch = score, epoch
+        progress.epochs_without_gain = 0 if gain else progress.epochs_without_gain + 1
+        if args.schedule == "plateau" and not gain and progress.epochs_without_gain % args.plateau_epochs == 0:
+            progress.plateau_scale *= args.gamma
+        progress.epoch = epoch + 1
+        # `row` has these sums; the next epoch begins with none.
+        meter.clear()
+        run.save(best=is_best, keep_every=args.keep_every)
+        log.epoch(row, is_best, shown)
+        ending.leave_if_asked(stop)
+
+    # The end: best.pt, once, on the test split, by which nothing was chosen (without one: on val, which chose
+    # best.pt).
+    best_weights, best_row = run.load_best()
+    print(f"\nbest.pt: epoch {best_row['epoch']}, {args.monitor} {best_row[args.monitor]:.4f}")
+    if not args.no_test:
+        model.load_state_dict(best_weights)
+        split = "test" if "test" in texts.splits else "val"
+        test_loader = eval_loader(texts.splits[split])
+        # Without autocast, so in float32, as predict_text.py does.
+        outputs, indices = evaluate(whole, batches_of(test_loader), nullcontext(), to_input, device)
+        test(outputs, indices, texts, split, run.folder)
+    # The summary, and the report, unless --no-report.
+    if rank == 0:
+        print(report.sum_up(run.folder, progress.history, args.monitor, not args.no_report))
+
+
+def find_texts(args):
+    """The texts and their classes, from tables or from class folders of text files."""
+    files, rows, notes = text.find_tables(args.data), [], []
+    for split, file in files.items():
+        found, said = tables.read_text_rows(file, args.text_column, args.target, classes_optional=split == "test")
+        # The name of the file says the split, or else each row's.
+        rows += [text.Row(words, split or own, name, where) for words, own, name, where in found]
+        notes += said
+    if not files:
+        rows = text.read_folders(args.data, notes)
+    return text.gather(rows, args.val_split, notes)
+
+
+def plain_mean_cross_entropy(logits, labels, weight, label_smoothing):
+    """The weighted losses of the texts, divided by their number and not by the sum of their weights."""
+    per_text = nn.functional.cross_entropy(logits, labels, weight, label_smoothing=label_smoothing, reduction="none")
+    return per_text.mean()
+
+
+def loader_of(samples, tokenizer, max_length, batch_size, workers, rank, processes):
+    """The texts of a split for evaluation, sorted by length, with their places in it as labels."""
+    found = text.TextList(samples, tokenizer, max_length).numbered()
+    order = data.SeededBatches(len(found), batch_size, rank=rank, processes=processes, arrange=text.Sorted(found.lengths))
+    return data.make_loader(found, order, workers, collate_fn=found.collate)
+
+
+def read_batches(loader, at_least=0, stop=None):
+    """The batches of a split, of which each process reads its share at its own pace; a stop signal ends them."""
+    return distributed.at_own_pace(data.batches(loader, at_least), stop, ending.leave_if_asked)
+
+
+@torch.inference_mode()
+def evaluate(network, batches, autocast, to_input, device):
+    """The network's outputs (N, C) for a split in float32, and the indices (N,) of its texts."""
+    network.eval()
+    found = []
+    for x, indices in batches:
+        with autocast:
+            outputs = network(**to_input(x))
+        found.append((outputs.logits.float(), indices))
+    # Of all processes: they come by way of the CPU.
+    outputs, indices = distributed.all_gather_batches(found)
+    return outputs.to(device), indices
+
+
+def test(outputs, indices, texts, split, folder):
+    """Print the scores of a split, and write its predictions into the folder. outputs: those of the network (N, C) for
+    the texts of these indices (N,).
+    """
+    words = [texts.splits[split][index][0] for index in indices.tolist()]
+    labels = text.labels(texts.splits[split])[indices].to(outputs.device)
+    confusion = metrics.confusion_matrix(outputs.argmax(1), labels, len(texts.classes)).cpu()
+    rank, _ = distributed.ranks()
+    if rank == 0:
+        rows = text.prediction_rows(words, metrics.prediction_rows(words, outputs.softmax(1), texts.classes, labels))
+        checkpoint.write_csv(rows, folder / f"{split}_predictions.csv")
+    chose = "" if split == "test" else ", which chose best.pt: expect a little less on others"
+    accuracy = metrics.scores(confusion)["accuracy"]
+    print(f"accuracy {accuracy:.4f} on the {len(labels)} texts of {split}{chose}\n")
+    print(metrics.report(confusion, texts.classes, what="texts"))
+
+
+def trial_losses(model, network, loader, order, criterion, autocast, to_input):
+    """For --find-lr: the losses of one batch after another, without end. lr_finder makes an optimizer step with each."""
+    freeze.train_mode(model)
+    for epoch in itertools.count():
+        order.set_epoch(epoch)
+        for x, y in data.batches(loader):
+            x = to_input(x)
+            with autocast:
+                outputs = network(**x)
+            yield criterion(outputs.logits.float(), y.to(outputs.logits.device))
+
+
+def find_lr(model, trial, optimizer, scaler, lr, folder):
+    """--find-lr: raise the rate from step to step, see where the loss falls and where it breaks; the weights are put back."""
+    rates, values = lr_finder.range_test(model, trial, optimizer, scaler, lr)
+    rate, rule = lr_finder.suggest(rates, values)
+    report.draw_range_test(rates, values, lr_finder.smooth(values), rate, folder / "find_lr.png")
+    print(f"suggested: --lr {rate:.1e} ({rule}); the curve is in {folder / 'find_lr.png'}")
+
+
+def list_layers(args):
+    """--list-layers: the table that section 10 prints."""
+    pretrained = text.load_pretrained(args.model)
+    classes = find_texts(args).classes if args.data else ["one", "other"]
+    model = text.make_network(text.make_config(pretrained, classes), pretrained["source"])
+    if args.pool == "mean":
+        model = text.MeanPooled(model)
+    head = text.find_head(model)
+    _, fresh = text.load_weights(model, pretrained, head)
+    rates = args.lr, args.weight_decay, args.backbone_lr_scale, args.layer_decay
+    print(freeze.describe_plan(model, (head, *fresh), args.freeze, args.unfreeze, args.epochs, *rates))
+
+
+def main(argv=None):
+    with ending.tidy(checkpoint.CheckpointError, data.DataError, distributed.ProcessError, features.FeaturesError,
+                     freeze.FreezeError, losses.LossError, lr_finder.RangeTestError, ModelError,
+                     report.ReportError, tables.TableError, text.TextError) as stop, distributed.joined(stop):
+        args, saved = distributed.from_main(read_arguments, argv)
+        if args.list_layers:
+            list_layers(args)
+        else:
+            train(args, saved, stop)
+
+
+if __name__ == "__main__":
+    main()
