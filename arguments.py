@@ -167,6 +167,8 @@ def add_encoder_options(parser):
     add("--model", default="bert-base-uncased", metavar="NAME",
         help="a folder of transformers (config.json, model.safetensors, tokenizer.json), or the name of a network on the hub "
              "(default %(default)s)")
+    add("--weights", choices=["pretrained", "none"], default="pretrained",
+        help="none: that network with random weights, to train from scratch (default %(default)s)")
     add("--dropout", type=number(float, 0, 0.99), metavar="P", help="beside the head (default: the network's own)")
     return add
 

@@ -369,12 +369,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
                    "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
 
 
-def load_pretrained(name):
+def load_pretrained(name, weights="pretrained"):
     """A network of transformers: of a local folder (config.json, model.safetensors, tokenizer.json), or of that name on the
     hub, downloaded once into its cache. Nothing of it is executed: no remote code, no pickle.
 
-    Returns a dict of plain values and tensors: config (JSON), tokenizer ({name of a file: its content}), state_dict,
-    source (words). `make_config` and `make_tokenizer` make objects of it. Raises TextError; a network is never left at
+    weights: "none": its shape and its tokenizer alone, for random weights.
+    Returns a dict of plain values and tensors: config (JSON), tokenizer ({name of a file: its content}), state_dict
+    (None with weights "none"), source (words). `make_config` and `make_tokenizer` make objects of it. Raises TextError; a network is never left at
     random weights because a download failed.
     """
     folder = Path(name) if os.path.isdir(name) else _download(name)
@@ -387,7 +388,7 @@ def load_pretrained(name):
                         "one that it was trained with into that folder")
     return {"config": (folder / "config.json").read_text(encoding="utf-8"),
             "tokenizer": {file: content.decode("latin-1") for file, content in files.items()},
-            "state_dict": _read_weights(folder), "source": str(name)}
+            "state_dict": None if weights == "none" else _read_weights(folder), "source": str(name)}
 
 
 def _download(name):
@@ -610,6 +611,8 @@ def load_weights(model, pretrained, head, same_classes=False):
 
     Raises TextError if weights of the encoder are missing: it would learn from noise.
     """
+    if pretrained["state_dict"] is None:
+        return "random weights", []
     prefix, own = f"{model.base_model_prefix}.", model.state_dict()
     found, left_out = {}, []
     for name, tensor in pretrained["state_dict"].items():

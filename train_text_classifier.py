@@ -1,18 +1,18 @@
 """Fine-tune a BERT to tell classes of sentences apart: the full loop, top to bottom, in plain PyTorch. Its networks and
 tokenizers are those of transformers.
 
-    python train_text_classifier.py --data reviews.csv --model bert-base-uncased                # train everything
-    python train_text_classifier.py --data reviews.csv --freeze backbone --pool mean            # train the new head alone
-    python train_text_classifier.py --data reviews.csv --freeze backbone --unfreeze 1:bert.encoder.layer.11 --unfreeze 2:all
+    python train_text_classifier.py --data reviews.csv --model bert-base-uncased          # train everything
+    python train_text_classifier.py --data reviews.csv --freeze backbone --pool mean      # train the new head alone
+    python train_text_classifier.py --data reviews.csv --freeze backbone --unfreeze 1:bert.encoder.layer.11
     python train_text_classifier.py --data pairs.jsonl --text-column premise,hypothesis --target relation
-    python train_text_classifier.py --data aclImdb --max-length 256              # class folders of text files
-    python train_text_classifier.py --model ./minilm --list-layers               # the names to freeze and thaw
+    python train_text_classifier.py --data aclImdb --max-length 256                       # folders of text files
+    python train_text_classifier.py --model ./minilm --list-layers                        # the names to freeze and thaw
     torchrun --nproc_per_node=2 train_text_classifier.py --data reviews.csv --output runs/a --resume     # two GPUs
-    python train_text_classifier.py --resume runs/train_text_classifier/.../last.pt     # go on after an interruption
+    python train_text_classifier.py --resume runs/train_text_classifier/.../last.pt       # go on after an interruption
 
---data is a table (CSV, TSV or JSON lines) with a column of texts, one of classes, and maybe one named split; or a folder
-that holds train.csv, val.csv and test.csv, or class folders of text files. What comes out lies in --output: best.pt and
-last.pt, history.csv (one row per epoch), args.json, the predictions.
+--data is a table (CSV, TSV or JSON lines) with a column of texts, one of classes, and maybe one named split; or a
+folder that holds train.csv, val.csv and test.csv, or class folders of text files. What comes out lies in --output:
+best.pt and last.pt, history.csv (one row per epoch), args.json, the predictions.
 
 More: docs/text.md
 """
@@ -47,8 +47,8 @@ import report
 import tables
 import text
 from arguments import (MAY_CHANGE, above, add_encoder_options, add_freezing_options, add_optimizer_options,
-                       add_saving_options, add_text_options, add_training_options, fill_defaults, make_parser, names, number,
-                       refuse_idle, refuse_unknown_choices, share, shared_rules, typed_options)
+                       add_saving_options, add_text_options, add_training_options, fill_defaults, make_parser, names,
+                       number, refuse_idle, refuse_unknown_choices, share, shared_rules, typed_options)
 from model import ModelError, pick_device, pick_precision
 
 # ---- 1 arguments -----------------------------------------------------------------------------------------------------
@@ -65,8 +65,8 @@ def build_parser():
 
     add = add_encoder_options(parser)
     add("--pool", choices=["head", "mean"], default="head",
-        help="what the head sees of a text: head: what the network's own pooling makes of it; mean: the mean over its pieces, "
-             "which suits a frozen encoder (default %(default)s)")
+        help="what the head sees of a text: head: what the network's own pooling makes of it; mean: the mean over its "
+             "pieces, which suits a frozen encoder (default %(default)s)")
     add("--cache-features", type=number(int, 0, 1), default=0, metavar="1",
         help="with --freeze backbone: put each text through the encoder once, and not in every epoch (default 0: off)")
     add_freezing_options(parser)
@@ -111,7 +111,7 @@ def read_arguments(argv):
         "class_weights": by_class, "label_smoothing": by_class,
         "class_weight_mean": (args.class_weights, "--class-weights"),
         "cache_features": (args.freeze == "backbone", "a frozen encoder, --freeze backbone"),
-        "l2_sp": (encoder_trains, "an encoder that trains or thaws"),
+        "l2_sp": (encoder_trains and args.weights != "none", "a pretrained encoder that trains or thaws"),
         "target": (True, "a table"),
     })
     report.check_tensorboard(args.tensorboard)
@@ -124,8 +124,8 @@ def read_arguments(argv):
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW,
               "rmsprop": torch.optim.RMSprop, "adagrad": torch.optim.Adagrad}
-# What may end a run between two optimizer steps, so that its state is saved: a stop signal (Ctrl-C, SIGTERM), the end of
-# another process.
+# What may end a run between two optimizer steps, so that its state is saved: a stop signal (Ctrl-C, SIGTERM), the end
+# of another process.
 INTERRUPTIONS = (ending.Stopped, distributed.ProcessError)
 
 
@@ -164,7 +164,7 @@ def train(args, saved, stop):
     if saved:
         pretrained = saved["build"]
     else:
-        pretrained = text.load_pretrained(args.model) if rank == 0 else None
+        pretrained = text.load_pretrained(args.model, args.weights) if rank == 0 else None
         pretrained = distributed.broadcast(pretrained)
     config = text.make_config(pretrained, classes)
     # Cuts a text into pieces, words and parts of words, and gives each a number.
@@ -181,14 +181,14 @@ def train(args, saved, stop):
     # length make up a batch, so that little of it is padding; with a frozen encoder the same ones in every epoch, so
     # that each is padded as before and has the same features. (Without arrange, a batch is drawn from all texts.)
     by_length = text.ByLength(train_texts.lengths, args.seed, regroup=args.freeze != "backbone")
-    order = data.SeededBatches(len(train_texts), args.batch_size, args.seed, shuffle=True, rank=rank,
-                               processes=processes, pad=True, arrange=by_length)
-    pin_memory = device.type == "cuda"
-    train_loader = data.make_loader(train_texts, order, args.workers, pin_memory, train_texts.collate)
+    order = data.SeededBatches(len(train_texts), args.batch_size, args.seed, shuffle=True,
+                               rank=rank, processes=processes, pad=True, arrange=by_length)
+    on_gpu = device.type == "cuda"
+    train_loader = data.make_loader(train_texts, order, args.workers, on_gpu, train_texts.collate)
     steps_per_epoch = order.steps_per_epoch(args.accumulate)
     # For evaluation, sorted by length; its batches hold indices and not labels, which are looked up by them.
-    eval_loader = partial(loader_of, tokenizer=tokenizer, max_length=max_length, batch_size=args.batch_size,
-                          workers=args.workers, rank=rank, processes=processes)
+    eval_loader = partial(loader_of, tokenizer=tokenizer, max_length=max_length,
+                          batch_size=args.batch_size, workers=args.workers, rank=rank, processes=processes)
     val_loader = eval_loader(texts.splits["val"])
     val_labels = text.labels(texts.splits["val"]).to(device)
 
@@ -258,6 +258,8 @@ def train(args, saved, stop):
         if thaw_epoch < epochs_begun:
             freeze.thaw(model, layers, heads, groups)
 
+    if args.weights == "none" and args.freeze != "none":
+        print("warning: --freeze with --weights none keeps random layers as they are; they learn nothing")
     model.to(device)
 
     # ---- 6 loss ------------------------------------------------------------------------------------------------------
@@ -632,7 +634,7 @@ def find_lr(model, trial, optimizer, scaler, lr, folder):
 
 def list_layers(args):
     """--list-layers: the table that section 10 prints."""
-    pretrained = text.load_pretrained(args.model)
+    pretrained = text.load_pretrained(args.model, args.weights)
     classes = find_texts(args).classes if args.data else ["one", "other"]
     model = text.make_network(text.make_config(pretrained, classes), pretrained["source"])
     if args.pool == "mean":
