@@ -489,8 +489,9 @@ def load(path, script=None, needs=(), mmap=False):
     return state
 
 
-# What all training scripts save, and predict.py and a resumed run need.
-NEEDED = ("build", "hidden", "preprocessing", "optimizer", "rng", "epoch", "sums", "history")
+# What all training scripts save and a resumed run needs; and, of pictures, predict.py.
+OF_A_RUN = ("build", "optimizer", "rng", "epoch", "sums", "history")
+NEEDED = (*OF_A_RUN, "hidden", "preprocessing")
 
 
 def refuse_other_files(path, columns=None):
@@ -610,7 +611,7 @@ def resume_arguments(args, typed, script, may_change, processes=1, restarted=Fal
     if args.resume == "" and not args.output:
         raise CheckpointError("--resume without a file needs --output, the folder of the run to go on with")
     if args.resume or args.resume == "" and file.exists():
-        saved = load(file, script, NEEDED)
+        saved = load(file, script, OF_A_RUN)
         args = argparse.Namespace(**vars(args) | resume_options(typed, saved["options"], may_change, processes))
         args.resume, args.output = str(file), typed.get("output", str(file.parent))
     args.processes = processes
