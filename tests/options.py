@@ -10,10 +10,12 @@ import re
 from conftest import ROOT  # it puts the scripts on the path
 
 import predict
+import predict_text
 import train_classifier
 import train_continual
 import train_multilabel
 import train_regressor
+import train_text_classifier
 
 PAGE = ROOT / "docs/options.md"
 TOP = """# Every option
@@ -41,11 +43,12 @@ def option_rows(script):
 
 def page():
     lines, of_the_classifier, all_options = [], set(), []
-    for script in (train_classifier, train_multilabel, train_regressor, train_continual, predict):
+    for script in (train_classifier, train_multilabel, train_regressor, train_continual, predict, train_text_classifier,
+                   predict_text):
         lines += [f"## {script.__name__}.py", ""]
         options = [next(word for word in action.option_strings if word.startswith("--"))
                    for action in script.build_parser()._actions if action.option_strings and action.dest != "help"]
-        if script in (train_multilabel, train_regressor, train_continual):
+        if script in (train_multilabel, train_regressor, train_continual, train_text_classifier):
             lacking = "`, `".join(option for option in all_options if option not in options)
             lines += [f"As `train_classifier.py`, except for the options below, and without `{lacking}`.", ""]
         lines += ["| | |", "|---|---|"]

@@ -27,17 +27,21 @@ import data
 import demo
 import options
 import predict
+import predict_text
 import report
 import train_classifier
 import train_continual
 import train_multilabel
 import train_regressor
+import train_text_classifier
 from conftest import ROOT, draw
 from pages import PAGES, README, TEXT, snippet
 
-SCRIPTS = ["train_classifier.py", "train_multilabel.py", "train_regressor.py", "train_continual.py"]
+SCRIPTS = ["train_classifier.py", "train_multilabel.py", "train_regressor.py", "train_continual.py",
+           "train_text_classifier.py"]
+TEXT_FILES = ["train_text_classifier.py", "predict_text.py", "text.py"]
 TORCH_ONLY = ["freeze.py", "losses.py", "metrics.py", "checkpoint.py", "features.py", "distributed.py"]
-HELPERS = [*TORCH_ONLY, "export.py", "arguments.py", "ending.py", "tables.py", "model.py", "data.py", "report.py"]
+HELPERS = [*TORCH_ONLY, "export.py", "arguments.py", "ending.py", "tables.py", "model.py", "data.py", "report.py", "text.py"]
 
 
 def imports(name):
@@ -56,8 +60,22 @@ def imports(name):
 @pytest.mark.parametrize("name", HELPERS)
 def test_a_helper_can_be_copied_alone(name):
     third_party = {"torch"} if name in TORCH_ONLY else {"torch", "torchvision", "PIL", "numpy", "matplotlib"}
-    third_party |= {"model.py": {"timm", "safetensors"}, "export.py": {"onnxruntime"}}.get(name, set())  # where asked for
+    third_party |= {"model.py": {"timm", "safetensors"}, "export.py": {"onnxruntime"},
+                    "text.py": {"transformers", "safetensors", "huggingface_hub"}}.get(name, set())  # where asked for
     assert imports(name) - set(sys.stdlib_module_names) <= third_party
+
+
+def test_transformers_is_of_the_text_scripts_alone():
+    """Who works with pictures does not need it: no other file imports it or text.py, and text.py only within functions."""
+    for file in ROOT.glob("*.py"):
+        of_text = {"transformers", "tokenizers", "safetensors", "huggingface_hub", "text"}
+        imported = {name for node in ast.parse(file.read_text()).body for name in (
+            [alias.name for alias in node.names] if isinstance(node, ast.Import) else
+            [node.module] if isinstance(node, ast.ImportFrom) else [])}
+        if file.name not in TEXT_FILES:
+            assert not imported & of_text, file.name
+        if file.name == "text.py":
+            assert not imported & (of_text - {"text"})
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -68,7 +86,7 @@ def test_the_ten_sections_stand_in_order(name):
     assert [(number, title.lower()) for number, title in found] == [(str(i + 1), t) for i, t in enumerate(titles)]
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "predict.py"])
+@pytest.mark.parametrize("name", [*SCRIPTS, "predict.py", "predict_text.py"])
 def test_the_threads_of_torch_do_not_spin(name):
     """What OpenMP is to read stands before anything that imports torch; a user's own choice stays."""
     said = 'os.environ.setdefault("OMP_WAIT_POLICY", "passive")'
@@ -106,15 +124,17 @@ def test_every_command_of_the_pages_is_understood(pictures):
         parsers = {"train_classifier.py": train_classifier.build_parser, "predict.py": predict.build_parser,
                    "train_regressor.py": train_regressor.build_parser, "demo.py": demo.build_parser,
                    "train_continual.py": train_continual.build_parser,
-                   "train_multilabel.py": train_multilabel.build_parser}
+                   "train_multilabel.py": train_multilabel.build_parser,
+                   "train_text_classifier.py": train_text_classifier.build_parser, "predict_text.py": predict_text.build_parser}
         if words[0] in parsers:
             parsers[words[0]]().parse_args(words[1:])
             seen += 1
         if words[0].startswith("train_") and "--resume" not in words:
             script = __import__(words[0].removesuffix(".py"))
             args, _ = script.read_arguments([*words[1:], "--output", "x"] if "--output" not in words else words[1:])
-            # Are there such layers? (timm is not among the requirements.)
-            if "list_layers" in args and args.freeze != "none" and not args.model.startswith("timm:"):
+            # Are there such layers? (timm is not among the requirements, and networks for texts would be downloaded.)
+            of_torchvision = words[0] != "train_text_classifier.py" and not args.model.startswith("timm:")
+            if "list_layers" in args and args.freeze != "none" and of_torchvision:
                 with all_models.QuickInit(fill=False):
                     script.main([*words[1:], "--data", str(pictures), "--list-layers"])
         else:
@@ -283,7 +303,8 @@ def test_pytorch_says_what_the_table_of_its_errors_says():
 
 
 def test_options_that_the_text_names_exist():
-    scripts = train_classifier, train_multilabel, train_regressor, train_continual, predict, demo
+    scripts = (train_classifier, train_multilabel, train_regressor, train_continual, predict, demo, train_text_classifier,
+               predict_text)
     known = {o for s in scripts for a in s.build_parser()._actions for o in a.option_strings}
     known |= {"--check", "--shm-size", "--logdir"}  # of data.py, docker, tensorboard
     known |= {"--nproc", "--nnodes", "--node", "--rdzv", "--max-restarts"}  # torchrun's, to their first underscore
@@ -402,7 +423,7 @@ def test_the_pages_are_short_listed_and_begin_with_their_question():
 
 
 @pytest.mark.parametrize("script", [train_classifier, train_multilabel, train_regressor, train_continual, predict, demo,
-                                    report, data])
+                                    report, data, train_text_classifier, predict_text])
 def test_help_names_a_page(script, capsys):
     with pytest.raises(SystemExit):
         script.main(["--help"])
