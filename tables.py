@@ -93,7 +93,12 @@ def read_csv(file):
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     top, delimiter = _find_header(lines, file, notes)
     delimiter = delimiter or _find_delimiter(lines, top, file)
-    (_, header), *rows = _split(lines, top, delimiter, file)
+    if delimiter == "\t" and _quotes_are_text(lines[top:]):
+        notes.append(f"note: {file}: quotes are read as they stand: the tabs alone make the columns")
+        rows = [(top + i, line.split("\t")) for i, line in enumerate(lines[top:], start=1) if line.strip()]
+        (_, header), *rows = rows
+    else:
+        (_, header), *rows = _split(lines, top, delimiter, file)
     columns = _columns(header, delimiter, f"{file}, line {top + 1}")
     if delimiter != ",":
         notes.append(f"note: {file}: read with {DELIMITERS.get(delimiter, repr(delimiter))} between the columns")
@@ -171,7 +176,10 @@ def read_text_rows(file, text_columns, target, classes_optional=False):
     there = target in sheet.columns
     if target and not there and classes_optional:
         sheet.notes.append(f"note: {sheet.file} has no column '{target}': nothing to score by")
-    require_columns(sheet, text_columns if classes_optional else [*text_columns, target])
+    try:
+        require_columns(sheet, text_columns if classes_optional else [*text_columns, target])
+    except TableError as error:
+        raise TableError(f"{error} (--text-column names that of the texts, --target that of the classes)") from None
     splits = read_splits(sheet)
     may_lack = [classes_optional or split == "test" for split in splits]
     names = read_class_names(sheet, target, may_lack) if there else [None] * len(splits)
@@ -367,6 +375,16 @@ def _split_quoted(lines, place, delimiter, file):
             cell, more, rest = rest.partition(delimiter)
         cells.append(cell)
     return cells, place
+
+
+def _quotes_are_text(lines):
+    """Whether a table with tabs was written without a thought of quotes, as those of GLUE: each line has as many cells as
+    the header, and a cell begins with a quote that does not end where the cell does.
+    """
+    rows = [line.split("\t") for line in lines if line.strip()]
+    as_many = all(len(cells) == len(rows[0]) for cells in rows)
+    quoted = [cell for cells in rows for cell in cells if cell.lstrip(" ").startswith('"')]
+    return as_many and any(not QUOTED.fullmatch(cell) for cell in quoted)
 
 
 def _clean_name(name):

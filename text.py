@@ -67,6 +67,8 @@ def find_tables(path, endings=TABLES):
             found[split].append(file)
     if twice := [of_split for of_split in found.values() if len(of_split) > 1]:
         raise TextError(f"{path} holds {' and '.join(file.name for file in twice[0])}: which is meant? move one away")
+    if not found and any(Path(path).glob("*/*.txt")):
+        return {}
     if not found and len(files) == 1:
         return {None: str(files[0])}
     if files and "train" not in found:

@@ -825,3 +825,14 @@ def test_labels_of_pictures_that_are_not_there(tmp_path):
 def test_pictures_in_several_rows_with_other_labels(tmp_path):
     table = read_labels(label_table(tmp_path, COLUMNS + "1.png,0,0,train\n"), ["a"])
     assert any("1 picture in several rows, 1 with different labels: 1.png in the lines 2, 9" in note for note in table.notes)
+
+
+def test_quotes_in_a_table_with_tabs_are_text_where_they_part_nothing(tmp_path):
+    """As in the tables of GLUE; a table whose quotes all stand around cells is read as such."""
+    file = tmp_path / "t.tsv"
+    rows = ['he said "hi"', '"begins and does not end', 'plain', '"all of it"', 'ends here"']
+    file.write_text("text\tlabel\n" + "".join(f"{words}\t{i % 2}\n" for i, words in enumerate(rows)))
+    sheet = tables.read_csv(str(file))
+    assert [row["text"] for _, row in sheet.rows] == rows and any("quotes are read as they stand" in n for n in sheet.notes)
+    file.write_text('text\tlabel\n"a ""b""\tc\nd"\t1\nplain\t0\n')
+    assert [row["text"] for _, row in tables.read_csv(str(file)).rows] == ['a "b"\tc\nd', "plain"]
