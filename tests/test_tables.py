@@ -834,5 +834,5 @@ def test_quotes_in_a_table_with_tabs_are_text_where_they_part_nothing(tmp_path):
     file.write_text("text\tlabel\n" + "".join(f"{words}\t{i % 2}\n" for i, words in enumerate(rows)))
     sheet = tables.read_csv(str(file))
     assert [row["text"] for _, row in sheet.rows] == rows and any("quotes are read as they stand" in n for n in sheet.notes)
-    file.write_text('text\tlabel\n"a ""b""\tc\nd"\t1\nplain\t0\n')
-    assert [row["text"] for _, row in tables.read_csv(str(file)).rows] == ['a "b"\tc\nd', "plain"]
+    file.write_text('text\tlabel\n"a ""b""\nd"\t1\nplain\t0\n')
+    assert [row["text"] for _, row in tables.read_csv(str(file)).rows] == ['a "b"\nd', "plain"]
