@@ -199,11 +199,16 @@ def add_freezing_options(parser):
     add("--list-layers", action="store_true", help="print the layers, what is frozen, the rates; do not train")
 
 
-def add_optimizer_options(parser, without=()):
-    """Optimizer, rates, decay, schedule, accumulation. None stands for a default that `fill_defaults` sets."""
+SCHEDULES = ["cosine", "step", "constant", "plateau"]
+
+
+def add_optimizer_options(parser, without=(), rates="", schedules=SCHEDULES):
+    """Optimizer, rates, decay, schedule, accumulation. None stands for a default that `fill_defaults` sets. rates: words
+    about the default of --lr, if it is another one.
+    """
     add = _but_for(without, parser.add_argument_group("optimizer").add_argument)
     add("--optimizer", choices=list(DEFAULT_LR), default="adamw", help="(default %(default)s)")
-    rates = ", ".join(f"{k} {v:g}" for k, v in DEFAULT_LR.items())
+    rates = rates or ", ".join(f"{k} {v:g}" for k, v in DEFAULT_LR.items())
     add("--lr", type=above, metavar="LR", help=f"learning rate of the head (default: {rates})")
     add("--backbone-lr-scale", type=above, metavar="S",
         help="the backbone's rate is LR * S (default 0.1; 1 with --weights none)")
@@ -214,7 +219,7 @@ def add_optimizer_options(parser, without=()):
     add("--momentum", type=share, metavar="M", help="sgd (default 0.9) and rmsprop (default 0)")
     add("--wd", "--weight-decay", dest="weight_decay", type=above, metavar="D",
         help="on weights, not on biases and norm layers; decoupled in adamw (default 0.01), L2 in others (0.0001)")
-    add("--schedule", choices=["cosine", "step", "constant", "plateau"], default="cosine", help="(default %(default)s)")
+    add("--schedule", choices=schedules, default="cosine", help="(default %(default)s)")
     add("--warmup-epochs", type=above, default=0.5, metavar="N", help="linear (default %(default)s)")
     add("--step-epochs", type=positive, default=3, metavar="N", help="step: epochs between cuts (default %(default)s)")
     add("--plateau-epochs", type=positive, default=2, metavar="N",

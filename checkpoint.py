@@ -413,6 +413,7 @@ def _put(source, target):
 
 
 def _starts_with(path, text):
+    """text: one, or a tuple of several."""
     return path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(text)
 
 
@@ -441,7 +442,7 @@ def _remove_predictions(folder):
     """Those of a best.pt that is going to be replaced. A file of that name which is something else stays."""
     for path in (folder / name for name in PREDICTIONS):
         with contextlib.suppress(OSError):
-            if _starts_with(path, "file,"):
+            if _starts_with(path, ("file,", "text,")):
                 path.unlink()
 
 
@@ -481,8 +482,9 @@ def load(path, script=None, needs=(), mmap=False):
     if script and state.get("script") != script:
         raise CheckpointError(f"{path} was written by {state.get('script', 'another program')}.py, not by {script}.py")
     if lacking := set(needs) - names:
-        raise CheckpointError(f"{path} lacks {', '.join(sorted(lacking))}: another version of the script wrote it; "
-                              f"start a new run from its weights, --weights {shlex.quote(str(path))}")
+        weights = "" if "text" in str(state.get("script")) else f" from its weights, --weights {shlex.quote(str(path))}"
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(lacking))}: another version of the script wrote it; start a "
+                              f"new run{weights}")
     if isinstance(state.get("classes"), list):  # in the form in which names of folders are compared
         state["classes"] = [unicodedata.normalize("NFC", name) if isinstance(name, str) else name
                             for name in state["classes"]]

@@ -1,5 +1,5 @@
-"""Texts: find them and their classes, cut them into pieces, put those of like length into a batch; and the networks that
-read them, of the package transformers.
+"""Texts: find them and their classes, cut them into pieces, put those of like length into a batch; and the networks
+that read them, of the package transformers.
 
     found = gather(rows, val_split=0.2)                        # .classes, .splits["train"] = [(text, label), ...], .notes
     pretrained = load_pretrained("./minilm")                   # or a name on the hub: "bert-base-uncased"
@@ -9,10 +9,10 @@ read them, of the package transformers.
     model = AutoModelForSequenceClassification.from_config(make_config(pretrained, found.classes), dtype=torch.float32)
     print(load_weights(model, pretrained, head="classifier"))
 
-A tokenizer cuts a text into pieces, words and parts of words, and gives each a number. A text can be a pair: a tuple of
-two texts, such as a premise and a hypothesis.
+A tokenizer cuts a text into pieces (tokens), words and parts of words, and gives each a number. A text can be a pair: a
+tuple of two texts, such as a premise and a hypothesis.
 
-This file needs torch, for the networks the package transformers, and can be copied into any project.
+This file needs torch, and transformers for the networks, and can be copied into any project.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 import tempfile
 import unicodedata
@@ -53,8 +54,8 @@ TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 
 
 def find_tables(path, endings=TABLES):
-    """{split, or None for that of its rows: file}, of a table of texts, or of a folder that has one for each split, such
-    as train.csv and test.csv; {} of another folder. Raises TextError.
+    """{split, or None for that of its rows: file}, of a table of texts, or of a folder that has one for each split,
+    such as train.csv and test.csv; {} of another folder. Raises TextError.
     """
     if not os.path.exists(path):
         raise TextError(f"no such file or folder: {path}: --data names a table of texts, or a folder")
@@ -85,12 +86,16 @@ def read_folders(root, notes):
     splits = {SPLITS[folder.name.lower()]: folder for folder in below if folder.name.lower() in SPLITS}
     rows = []
     if splits and "train" not in splits:
-        raise TextError(f"{root} holds {_some([folder.name for folder in below])} and no train/: a folder of class folders")
+        raise TextError(f"{root} holds {_some([folder.name for folder in below])} and no train/: a folder of class "
+                        "folders")
     for split, folder in splits.items() if splits else [(None, Path(root))]:
         for of_class in _folders(folder):
             files = sorted(path for path in of_class.iterdir() if path.suffix.lower() == ".txt")
-            if files:
-                rows += [Row(_read(path), split, unicodedata.normalize("NFC", of_class.name), str(path)) for path in files]
+            if files and of_class.name == "unsup":
+                notes.append(f"note: {of_class}: {_count(len(files), 'text')} without a class: not used")
+            elif files:
+                name = unicodedata.normalize("NFC", of_class.name)
+                rows += [Row(_read(path), split, name, str(path)) for path in files]
             else:
                 notes.append(f"note: {of_class} holds no text files (.txt): not used")
     others = [folder.name + "/" for folder in below if splits and folder.name.lower() not in SPLITS]
@@ -119,8 +124,8 @@ def _read(path):
 
 
 def gather(rows, val_split=0.2, notes=()):
-    """The texts of Rows, by split and class: Texts. Where no row is of val, a share of each class is set aside, chosen by
-    a hash of the text, so that the same text is never parted. Raises TextError.
+    """The texts of Rows, by split and class: Texts. Where no row is of val, a share of each class is set aside, chosen
+    by a hash of the text, so that the same text is never parted. Raises TextError.
     """
     notes = list(notes)
     for row in rows:
@@ -145,8 +150,8 @@ def gather(rows, val_split=0.2, notes=()):
     for split in ("val", "test"):
         for row in of_split[split]:
             if row.name not in classes:
-                raise TextError(f"{row.where}: a row of the split {split} has the class {row.name!r}, which no row of train "
-                                "has: put texts of it into train, or leave that row out")
+                raise TextError(f"{row.where}: a row of the split {split} has the class {row.name!r}, which no row of "
+                                "train has: put texts of it into train, or leave that row out")
     if not of_split["val"]:
         of_split["train"], of_split["val"] = _set_aside(of_split["train"], val_split)
     splits = {split: [(row.text, classes.index(row.name)) for row in of_split[split]]
@@ -166,8 +171,8 @@ def _set_aside(rows, share):
         aside.update(texts[: max(1, min(len(texts) - 1, round(share * len(texts))))])
     train, val = ([row for row in rows if (row.text in aside) == is_val] for is_val in (False, True))
     if lost := {row.name for row in rows} - {row.name for row in train}:
-        raise TextError(f"all texts of the class {min(lost)!r} stand in another class, too, and went to val: give the rows a "
-                        "split of their own")
+        raise TextError(f"all texts of the class {min(lost)!r} stand in another class, too, and went to val: give the "
+                        "rows a split of their own")
     return train, val
 
 
@@ -183,8 +188,8 @@ def fingerprint(texts):
 
 
 def refuse_others(found, before, data, file):
-    """Raise TextError if the texts are not those that a run, resumed from the checkpoint `file`, has learned from before.
-    found, before: their fingerprints.
+    """Raise TextError if the texts are not those that a run, resumed from the checkpoint `file`, has learned from
+    before. found, before: their fingerprints.
     """
     if found != before:
         raise TextError(f"{data} holds other texts ({found}) than the run was started with ({before}): start a new run")
@@ -212,7 +217,10 @@ def describe(texts, most=20):
         lines.append(f"... and {len(texts.classes) - most} more classes")
     for split, found in of_split.items():
         if missing := [name for name, n in zip(texts.classes, found, strict=True) if not n]:
-            lines.append(f"note: {split} has no text of {_some(missing)}: trained, but not scored")
+            lines.append(f"note: {split} has no text of {_some(missing)}: learned, but not scored")
+    if all(re.fullmatch(r"-?\d+([.,]\d+)?", name) for name in texts.classes) and len(texts.classes) > 2:
+        lines.append(f"note: the {len(texts.classes)} classes are all numbers: they are taken as names, of which none is "
+                     "near to another")
     classes_of = defaultdict(set)
     for split, samples in texts.splits.items():
         for words, label in samples:
@@ -221,8 +229,7 @@ def describe(texts, most=20):
     for split in ("val", "test"):
         both = sum(words in train for words, _ in texts.splits.get(split, ()))
         if both:
-            lines.append(f"warning: {_count(both, 'text')} of {split} also in train: its scores are too high by what is known "
-                         "by heart")
+            lines.append(f"warning: {_count(both, 'text')} of {split} also in train: scores on these are too high")
     if torn := [words for words, found in classes_of.items() if len(found) > 1]:
         first = torn[0] if isinstance(torn[0], str) else " | ".join(torn[0])
         lines.append(f"warning: {_count(len(torn), 'text')} with different classes, such as {first[:60]!r}")
@@ -233,8 +240,8 @@ def describe(texts, most=20):
 
 
 class TextList(Dataset):
-    """Texts, cut into pieces, and their labels. Asked for a key (epoch, index) or an index, it gives the text's pieces and
-    its label; `collate` makes a batch of such items.
+    """Texts, cut into pieces, and their labels. Asked for a key (epoch, index) or an index, it gives the text's pieces
+    and its label; `collate` makes a batch of such items.
 
     samples: [(text, label), ...], where a text may be a tuple of two. tokenizer: of transformers. max_length: how many
     pieces a text may have; of a longer one the end is left out, of a pair that of the longer half.
@@ -248,9 +255,11 @@ class TextList(Dataset):
         with_types = "token_type_ids" in tokenizer.model_input_names
         texts = [words for words, _ in samples]
         # The tokenizer's own padding and truncation, which its file may ask for, are off.
-        self.whole_lengths = [len(ids) for ids in _encode(tokenizer, texts)["input_ids"]]
+        found = _encode(tokenizer, texts)
+        self.whole_lengths = [len(ids) for ids in found["input_ids"]]
         self.cut = sum(length > max_length for length in self.whole_lengths)
-        found = _encode(tokenizer, texts, truncation=True, max_length=max_length)
+        if self.cut:
+            found = _encode(tokenizer, texts, truncation=True, max_length=max_length)
         self.lengths = [len(ids) for ids in found["input_ids"]]
         self.starts = torch.tensor([0, *self.lengths]).cumsum(0)
         # All in one tensor, which workers share: a list of lists would be copied into each.
@@ -276,8 +285,9 @@ class TextList(Dataset):
         return self.ids[place], None if self.types is None else self.types[place], self.targets[index]
 
     def collate(self, items):
-        """({"input_ids", "attention_mask" (1 for a piece, 0 for padding), maybe "token_type_ids" (which half of a pair): int64
-        (N, T)}, labels (N,), []), T being the length of the longest of these texts.
+        """({"input_ids", "attention_mask" (1 for a piece, 0 for padding), maybe "token_type_ids" (which half of a
+        pair): int64 (N, T)}, labels (N,), []), T being the length of the longest of these texts. The last are the
+        samples that could not be read, which data.steps asks for; of texts there are none.
         """
         ids, types, found = zip(*items, strict=True)
         x = {"input_ids": self._padded(ids, self.pad),
@@ -302,7 +312,8 @@ def _encode(tokenizer, texts, **how):
 def describe_lengths(texts, max_length):
     """A line about the lengths of a TextList."""
     lengths = sorted(texts.whole_lengths)
-    numbers = f"median {lengths[len(lengths) // 2]}, 95 % up to {lengths[len(lengths) * 95 // 100]}, longest {lengths[-1]}"
+    median, most = lengths[len(lengths) // 2], lengths[len(lengths) * 95 // 100]
+    numbers = f"median {median}, 95 % up to {most}, longest {lengths[-1]}"
     cut = f"{_count(texts.cut, 'text')} cut off there" if texts.cut else "none is cut off"
     return f"pieces per text: {numbers}; --max-length {max_length}: {cut}"
 
@@ -317,40 +328,42 @@ def to_input(x, device):
 
 
 class ByLength:
-    """Puts the order of an epoch into another one, such that the texts of a batch are about as long as each other: a batch
-    is padded to its longest text, and what is padded is computed in vain. For data.SeededBatches(..., arrange=this).
+    """Puts the order of an epoch into another one, such that the texts of a step are about as long as each other: a
+    batch is padded to its longest text, and padding costs time and gives nothing. For data.SeededBatches(...,
+    arrange=this).
 
-    The order, a permutation, is cut into pools of 50 batches (or a quarter of all, if that is less). Within a pool, the
-    texts are sorted by length and cut into batches, and the batches of all pools come in random order, but for a
-    smaller last one. So a text meets others of its pool that are as long, in each epoch others.
+    The order, a permutation, is cut into pools of 50 steps (or a quarter of all, if that is less). Within a pool, the
+    texts are sorted by length and cut into steps, and the steps of all pools come in random order, but for a smaller
+    last one, which has the longest texts of the last pool. So a text meets others of its pool that are as long, in each
+    epoch others. (With fewer than eight steps a pool is one step: nothing is sorted.)
 
-    lengths: of each text. seed: draws the order of the batches, with the epoch. regroup: False: the texts of a batch are the
-    same in every epoch, and the batches come in another order. What a frozen encoder makes of a text depends, in the
-    last bits, on the length of its batch; so features that were computed once are those of every epoch, bit for bit.
+    lengths: of each text. seed: draws the order of the steps, with the epoch. accumulate: batches per step. regroup:
+    False: the texts of a step are the same in every epoch, and the steps come in another order. What a frozen encoder
+    makes of a text depends, in the last bits, on how far it is padded; so features that were computed once are those of
+    every epoch, bit for bit.
     """
 
     POOL = 50
 
-    def __init__(self, lengths, seed=0, regroup=True):
-        self.lengths, self.seed, self.regroup = lengths, seed, regroup
+    def __init__(self, lengths, seed=0, accumulate=1, regroup=True):
+        self.lengths, self.seed, self.accumulate, self.regroup = lengths, seed, accumulate, regroup
 
     def __call__(self, order, sizes, epoch):
         if not self.regroup:
             order = _permutation(len(order), self.seed)
-        size = sizes[0]
-        full = [found for found in sizes if found == size]
-        pool = size * max(1, min(self.POOL, len(full) // 4))
+        size = sizes[0] * self.accumulate
+        count = len(order) // size
+        pool = size * max(1, min(self.POOL, count // 4))
         arranged = []
         for start in range(0, len(order), pool):
             arranged += sorted(order[start : start + pool], key=lambda place: self.lengths[place])
-        batches = [arranged[i * size : (i + 1) * size] for i in range(len(full))]
-        rest = arranged[len(full) * size :]
-        mixed = [batches[i] for i in _permutation(len(batches), self.seed, epoch)]
-        return [place for batch in mixed for place in batch] + rest
+        steps = [arranged[i * size : (i + 1) * size] for i in range(count)]
+        mixed = [steps[i] for i in _permutation(count, self.seed, epoch)]
+        return [place for step in mixed for place in step] + arranged[count * size :]
 
 
-class Sorted:
-    """For evaluation: all texts by length, the longest first, so that what does not fit into memory shows at once."""
+class LongestFirst:
+    """For evaluation: all texts by length. What does not fit into memory shows at once."""
 
     def __init__(self, lengths):
         self.lengths = lengths
@@ -368,17 +381,17 @@ def _permutation(length, *numbers):
 
 # The tokenizer is made of these, whichever of them a network comes with.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
-                   "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model")
+                   "vocab.json", "merges.txt", "spiece.model", "spm.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 
 def load_pretrained(name, weights="pretrained"):
-    """A network of transformers: of a local folder (config.json, model.safetensors, tokenizer.json), or of that name on the
-    hub, downloaded once into its cache. Nothing of it is executed: no remote code, no pickle.
+    """A network of transformers: of a local folder (config.json, model.safetensors, tokenizer.json), or of that name on
+    the hub, downloaded once into its cache. Nothing of it is executed: no remote code, no pickle.
 
-    weights: "none": its shape and its tokenizer alone, for random weights.
-    Returns a dict of plain values and tensors: config (JSON), tokenizer ({name of a file: its content}), state_dict
-    (None with weights "none"), source (words). `make_config` and `make_tokenizer` make objects of it. Raises TextError; a network is never left at
-    random weights because a download failed.
+    weights: "none": its shape and its tokenizer alone, for random weights. Returns a dict of plain values and tensors:
+    config (JSON), tokenizer ({name of a file: its content}), state_dict (None with weights "none"), source (words).
+    `make_config` and `make_tokenizer` make objects of it. Raises TextError; a network is never left at random weights
+    because a download failed.
     """
     folder = Path(name) if os.path.isdir(name) else _download(name)
     if not (folder / "config.json").is_file():
@@ -402,7 +415,8 @@ def _download(name):
                         "of a checkpoint")
     looks_local = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
     if looks_local:
-        raise TextError(f"no such folder: {name}: --model takes a folder of transformers, or the name of a network on the hub")
+        raise TextError(f"no such folder: {name}: --model takes a folder of transformers, or the name of a network on the "
+                        "hub")
     from huggingface_hub import snapshot_download
 
     wanted = ["config.json", *TOKENIZER_FILES, "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
@@ -411,8 +425,8 @@ def _download(name):
     except Exception as error:  # no network, no such name, a gated one: many kinds
         reason = str(error).strip().partition("\n")[0][:150] or type(error).__name__
         raise TextError(f"'{name}' is no folder here, and could not be downloaded from the hub ({reason}): fetch its "
-                        f"config.json, model.safetensors and tokenizer files elsewhere, and give their folder as --model DIR"
-                        ) from error
+                        "config.json, model.safetensors and tokenizer files elsewhere, and give their folder as --model "
+                        "DIR") from error
 
 
 def _read_weights(folder):
@@ -422,18 +436,22 @@ def _read_weights(folder):
 
     index = folder / "model.safetensors.index.json"
     try:
-        parts = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+        parts = {"model.safetensors"}
+        if index.is_file():
+            parts = set(json.loads(index.read_text())["weight_map"].values())
     except (ValueError, KeyError, TypeError) as error:
         raise TextError(f"{index} cannot be read: fetch it again") from error
-    if lacking := [part for part in parts if not (folder / part).is_file()]:
+    if lacking := [part for part in sorted(parts) if not (folder / part).is_file()]:
         pickles = [path.name for path in sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))]
         if pickles and not index.is_file():
             code = ("import sys, torch; from safetensors.torch import save_file; "
-                    "save_file({k: v.clone() for k, v in torch.load(sys.argv[1], weights_only=True).items()}, sys.argv[2])")
+                    "f = torch.load(sys.argv[1], weights_only=True); "
+                    "save_file({k: v.clone() for k, v in f.items()}, sys.argv[2])")
             raise TextError(f"{folder} holds its weights as a pickle ({pickles[0]}), which can run code, and no "
                             f'model.safetensors: type python -c "{code}" {shlex.quote(str(folder / pickles[0]))} '
                             f"{shlex.quote(str(folder / 'model.safetensors'))}")
-        raise TextError(f"{folder} lacks {lacking[0]}: fetch it, or give another folder")
+        raise TextError(f"{folder} lacks {lacking[0]}: fetch it, or give another folder; where the hub has a "
+                        "pytorch_model.bin alone, put that into a folder with the other files, and name the folder")
     state_dict = {}
     for part in parts:
         try:
@@ -443,9 +461,9 @@ def _read_weights(folder):
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state_dict.items()}
 
 
-def make_config(pretrained, classes):
+def make_config(pretrained, classes, tokenizer=None):
     """The configuration of a network with one output for each class, from `load_pretrained` or what a checkpoint holds
-    of it. Raises TextError.
+    of it; tokenizer: whose padding it is to know. Raises TextError.
     """
     from transformers import AutoConfig, __version__
 
@@ -453,19 +471,22 @@ def make_config(pretrained, classes):
         options = json.loads(pretrained["config"])
         kind = options.pop("model_type")
     except (ValueError, KeyError) as error:
-        raise TextError(f"{pretrained['source']}: its config.json names no model_type: is it that of transformers?") from error
+        raise TextError(f"{pretrained['source']}: its config.json names no model_type: is it that of "
+                        "transformers?") from error
     options.pop("auto_map", None)  # code of its own, which is not run
     try:
         with _quiet():
             config = AutoConfig.for_model(kind, **options)
     except ValueError as error:
-        raise TextError(f"{pretrained['source']}: transformers {__version__} knows no network of the kind '{kind}': take a "
-                        "newer one (pip install -U transformers), or another network; code that comes with a network is "
+        raise TextError(f"{pretrained['source']}: transformers {__version__} knows no network of the kind '{kind}': take "
+                        "a newer one (pip install -U transformers), or another network; code that comes with a network is "
                         "not run") from error
     config.num_labels = len(classes)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: i for i, name in enumerate(classes)}
     config.problem_type = "single_label_classification"
+    if tokenizer is not None and config.pad_token_id is None:  # of a GPT
+        config.pad_token_id = tokenizer.pad_token_id
     return config
 
 
@@ -479,7 +500,8 @@ def make_tokenizer(pretrained):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # whatever is wrong with its files
             reason = str(error).strip().partition("\n")[0][:150] or type(error).__name__
-            raise TextError(f"{pretrained['source']}: its tokenizer cannot be made ({reason}): fetch its files again") from error
+            raise TextError(f"{pretrained['source']}: its tokenizer cannot be made ({reason}): fetch its files "
+                            "again") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.name_or_path = ""
@@ -516,8 +538,8 @@ def pick_max_length(wanted, config, tokenizer):
         raise TextError(f"--max-length {wanted}: this {config.model_type} has positions for {limit} pieces")
     least = tokenizer.num_special_tokens_to_add(pair=True) + 1
     if wanted is not None and wanted < least:
-        raise TextError(f"--max-length {wanted} leaves no room for a text: {least - 1} pieces are marks of the beginning and "
-                        "the end")
+        raise TextError(f"--max-length {wanted} leaves no room for a text: {least - 1} pieces are marks of the beginning "
+                        "and the end")
     return wanted or min(512, limit or 512)
 
 
@@ -531,13 +553,13 @@ def make_network(config, source=""):
         with _quiet():
             return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except ValueError as error:
-        raise TextError(f"{source}: a {config.model_type} has no head for classes in transformers: take another network, an "
-                        "encoder such as BERT") from error
+        raise TextError(f"{source}: a {config.model_type} has no head for classes in transformers: take another network, "
+                        "an encoder such as BERT") from error
 
 
 def find_head(model):
-    """The dotted name of a network's head: the last `nn.Linear` outside its encoder, which has an output for each class.
-    (In a CamemBERT it stands before the encoder.) Raises TextError.
+    """The dotted name of a network's head: the last `nn.Linear` outside its encoder, which has an output for each
+    class. (In a CamemBERT it stands before the encoder.) Raises TextError.
     """
     encoder = f"{model.base_model_prefix}."
     names = [name for name, module in model.named_modules()
@@ -549,8 +571,8 @@ def find_head(model):
 
 
 class MeanPooled(nn.Module):
-    """An encoder, the mean over a text's pieces, padding left out, and a linear head `classifier`, which is to be replaced.
-    (Reimers and Gurevych, "Sentence-BERT", 2019.) Names are those of the network that it is made of.
+    """An encoder, the mean over a text's pieces, padding left out, and a linear head `classifier`, which is to be
+    replaced. (Reimers and Gurevych, "Sentence-BERT", 2019.) Names are those of the network that it is made of.
 
     network: for sequence classification, of transformers; its encoder is taken, and its pooling left behind.
     """
@@ -579,7 +601,9 @@ class MeanPooled(nn.Module):
 
 
 def mean_over_pieces(hidden, attention_mask=None):
-    """Mean (N, H), in float32, of hidden (N, T, H) over the pieces of each text, where attention_mask (N, T) is 1."""
+    """Mean (N, H), in float32, of hidden (N, T, H) over the pieces of each text, where attention_mask (N, T) is 1. (For
+    the maximum: hidden.masked_fill(mask == 0, -math.inf).amax(1), here and, without a mask, hidden.amax(1).)
+    """
     hidden = hidden.float()
     if attention_mask is None:
         return hidden.mean(1)
@@ -608,8 +632,8 @@ def set_dropout(network, p):
 
 
 def load_weights(model, pretrained, head, same_classes=False):
-    """Load pretrained weights, all that fit. Returns (words about what was left out and what is new, the names of the layers
-    besides the head for which there were none: they keep their random start).
+    """Load pretrained weights, all that fit. Returns (words about what was left out and what is new, the names of the
+    layers besides the head for which there were none: they keep their random start).
 
     Raises TextError if weights of the encoder are missing: it would learn from noise.
     """
@@ -668,61 +692,79 @@ def prediction_rows(texts, rows):
 
 
 class HeadSide(nn.Module):
-    """What follows a network's encoder, as a module of its own that shares the layers: HeadSide(model)(features) is
-    model(**x), bit for bit, where features (N, H) are HeadSide(model).features(x): what the encoder hands to the rest.
+    """What follows a network's encoder, as a module of its own that shares the layers: HeadSide(model, head)(features)
+    is model(**x), bit for bit, where features (N, H) are HeadSide(model, head).features(x): what the encoder hands on.
 
-    It runs the network itself, whose encoder is replaced by one that passes on what it is given.
+    It runs the network itself, whose encoder is replaced by one that passes on what it is given. head: its name.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, head):
         super().__init__()
         self.network = copy.copy(model)
-        self.network._modules = dict(model._modules) | {model.base_model_prefix: _PassOn()}
-        self.whole = (model,)  # not one of this module's own parts
-        self.pool = None
+        self.network._modules = dict(model._modules) | {model.base_model_prefix: _InPlaceOfEncoder()}
+        self.whole = (model,)  # in a tuple, so that it is none of this module's own parts
+        self.head = head
+        self.pool = mean_of_tokens if isinstance(model, MeanPooled) else None
 
     def forward(self, features):
+        self.network.training = self.whole[0].training
         return self.network(inputs_embeds=features[:, None])
 
     def features(self, x):
-        """Features (N, H) of a batch x, without gradients. Raises TextError for a network that looks at more than that."""
+        """Features (N, H) of a batch x, without gradients, of a model in eval(). Raises TextError for a network that
+        looks at more than that.
+        """
         model = self.whole[0]
         found, mask = model.base_model(**x), x.get("attention_mask")
         if self.pool is None:
-            # What does the network look at: the encoder's own pooling, its first piece, or the mean? The one is right
-            # that leads to the network's own output.
-            logits = model(**x).logits
-            fitting = [pool for pool in (_own, _first, _mean) if self._leads_to(logits, pool, found, mask)]
+            # What does the network look at: the encoder's own pooling, its first token, or the mean? The one is right
+            # by which its head gets what it gets from the whole network.
+            with _inputs_of(model.get_submodule(self.head)) as inputs:
+                model(**x)
+                fitting = [pool for pool in (pooler_output, first_token, mean_of_tokens)
+                           if self._leads_to(inputs, pool, found, mask)]
             if not fitting:
-                raise TextError(f"--cache-features: the head of this {type(model).__name__} looks at more than one vector of a "
-                                "text: use --pool mean, or leave --cache-features out")
+                raise TextError(f"--cache-features: the head of this {type(model).__name__} looks at more than one vector "
+                                "of a text: use --pool mean, or leave --cache-features out")
             self.pool = fitting[0]
         return self.pool(found, mask)
 
-    def _leads_to(self, logits, pool, found, mask):
-        with contextlib.suppress(Exception):  # there may be no such output, or the network may need the pieces
-            features = pool(found, mask)
-            return torch.allclose(self(features).logits.float(), logits.float(), rtol=1e-4, atol=1e-4)
+    def _leads_to(self, inputs, pool, found, mask):
+        """inputs: of the head, the first ones from the whole network."""
+        with contextlib.suppress(Exception):  # there may be no such output, or the network may need the tokens
+            self(pool(found, mask))
+            return torch.allclose(inputs[-1].float(), inputs[0].float(), rtol=1e-4, atol=1e-5)
         return False
 
 
-class _PassOn(nn.Module):
+class _InPlaceOfEncoder(nn.Module):
     def forward(self, *args, inputs_embeds=None, **more):
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         return BaseModelOutputWithPooling(last_hidden_state=inputs_embeds, pooler_output=inputs_embeds[:, 0])
 
 
-def _own(found, mask):
+@contextlib.contextmanager
+def _inputs_of(layer):
+    """The inputs that a layer gets in this block, in a list."""
+    found = []
+    handle = layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def pooler_output(found, mask):
     """The encoder's own pooling: BERT has a layer for that."""
     return found.pooler_output
 
 
-def _first(found, mask):
+def first_token(found, mask):
     return found.last_hidden_state[:, 0]
 
 
-def _mean(found, mask):
+def mean_of_tokens(found, mask):
     return mean_over_pieces(found.last_hidden_state, mask)
 
 

@@ -27,7 +27,8 @@ from functools import partial
 # torch's threads wait for each other by spinning, which beside other work takes several times as long. torch reads this
 # when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Tokenizers use threads of their own, and warn when a DataLoader's workers start after that: these cut no texts.
+# Unless this is set, the tokenizer, which has threads of its own, warns when a DataLoader's workers start after it was
+# used. They get numbers and never call it.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import torch
@@ -85,7 +86,8 @@ def build_parser():
     add("--l2-sp", type=above, default=0.0, metavar="ALPHA",
         help="pull the encoder towards the pretrained weights, in place of weight decay; try 0.1 (default: off)")
 
-    add_optimizer_options(parser)
+    rates = "adamw and adam 0.0005, or 0.003 with --freeze backbone; others sgd 0.01, rmsprop 0.001, adagrad 0.01"
+    add_optimizer_options(parser, rates=rates, schedules=["cosine", "linear", "step", "constant", "plateau"])
     metrics_to_choose = ["val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"]
     add_training_options(parser, metrics_to_choose, without=("--compile", "--sync-bn"))
     add_saving_options(parser, "train_text_classifier")
@@ -105,6 +107,7 @@ def read_arguments(argv):
     if len(args.text_column) > 2:
         parser.error("--text-column names one column, or the two of a pair")
     by_class = args.loss in ("cross-entropy", "focal"), "--loss cross-entropy or focal"
+    by_columns = not args.data or text.find_tables(args.data), "a table of texts"
     encoder_trains = freeze.backbone_trains(args.freeze, args.unfreeze)
     refuse_idle(parser, typed, shared_rules(args, encoder_trains, args.processes) | {
         "focal_gamma": (args.loss == "focal", "--loss focal"), "costs": (args.loss == "cost", "--loss cost"),
@@ -112,10 +115,11 @@ def read_arguments(argv):
         "class_weight_mean": (args.class_weights, "--class-weights"),
         "cache_features": (args.freeze == "backbone", "a frozen encoder, --freeze backbone"),
         "l2_sp": (encoder_trains and args.weights != "none", "a pretrained encoder that trains or thaws"),
-        "target": (True, "a table"),
+        "target": by_columns, "text_column": by_columns,
     })
     report.check_tensorboard(args.tensorboard)
-    # An encoder at a tenth of the head's rate (--backbone-lr-scale) wants the smaller one; a head alone, this one.
+    # If the encoder trains, now or after a thaw, it gets a tenth of the head's rate: --backbone-lr-scale. Other
+    # optimizers have defaults of their own.
     if args.lr is None and args.optimizer in ("adam", "adamw"):
         args.lr = 5e-4 if encoder_trains else 3e-3
     fill_defaults(args)
@@ -137,7 +141,7 @@ def train(args, saved, stop):
     # torchrun starts one process for each GPU; without it, this is number 0 of 1.
     rank, processes = distributed.ranks()
     # Under torchrun each process takes a GPU of its own, cuda:0, cuda:1 and so on, or all take the CPU.
-    # --deterministic makes all operations so, from here on.
+    # --deterministic: from here on, every operation gives the same bits in every run.
     device = pick_device(args.device, args.deterministic)
     # In a single process, "cuda" without a number means all GPUs: section 9 uses DataParallel.
     gpus = torch.cuda.device_count() if device == torch.device("cuda") else 1
@@ -159,28 +163,36 @@ def train(args, saved, stop):
         text.refuse_others(fingerprint, saved["data"], args.data, args.resume)
     print(text.describe(texts))
 
-    # Of a network of transformers: "config", "tokenizer", "state_dict". One process downloads it for all. A checkpoint
-    # holds the first two.
+    # A network of transformers, as a dict: "config" (the text of config.json), "tokenizer" (its files), "state_dict"
+    # (the weights), "source" (the name). One process downloads it for all. A checkpoint holds all but the weights as
+    # "build".
     if saved:
         pretrained = saved["build"]
     else:
         pretrained = text.load_pretrained(args.model, args.weights) if rank == 0 else None
         pretrained = distributed.broadcast(pretrained)
-    config = text.make_config(pretrained, classes)
-    # Cuts a text into pieces, words and parts of words, and gives each a number.
+    # Cuts a text into pieces (tokens), words and parts of words, and gives each its number. It adds the marks [CLS] in
+    # front and [SEP] at the end, and between the two texts of a pair.
     tokenizer = text.make_tokenizer(pretrained)
+    config = text.make_config(pretrained, classes, tokenizer)
     max_length = text.pick_max_length(args.max_length, config, tokenizer)
+    # All are cut here, once: tokenizer(texts, truncation=True, max_length=max_length), without padding.
     train_texts = text.TextList(texts.splits["train"], tokenizer, max_length)
     print(text.describe_lengths(train_texts, max_length))
-    # A batch is a dict of tensors (N, T), "input_ids" and so on: padded to its longest text, which has T pieces.
+    # A batch is padded when it is put together. It is a dict of int64 tensors (N, T), T being the pieces of its longest
+    # text: "input_ids", "attention_mask" (1: a piece, 0: padding) and, for BERT, "token_type_ids" (which text of a
+    # pair).
     to_input = partial(text.to_input, device=device)
 
-    # The batch sampler. Seed and epoch alone decide which texts make up which batch, so a resumed run goes on with the
-    # next one. A batch has --batch-size texts in each process; pad: at the end of an epoch, a process for which none
-    # are left gets some that count 0, so that all processes make the same number of steps. ByLength: texts of like
-    # length make up a batch, so that little of it is padding; with a frozen encoder the same ones in every epoch, so
-    # that each is padded as before and has the same features. (Without arrange, a batch is drawn from all texts.)
-    by_length = text.ByLength(train_texts.lengths, args.seed, regroup=args.freeze != "backbone")
+    # The batch sampler. Seed, epoch and step size decide which texts make up which batch, so a resumed run goes on with
+    # the next one. A batch has --batch-size texts in each process; pad: at the end of an epoch, a process for which
+    # none are left gets some that count 0, so that all processes make the same number of steps. ByLength: a batch holds
+    # texts of about the same length, so that little of it is padding. It is no random sample then: if length goes with
+    # class, its classes are uneven. (Leave `arrange` out for a loss that needs mixed batches.) With --freeze backbone
+    # the same texts stay together in every epoch, also after a thaw: what a frozen encoder makes of a text depends, in
+    # its last bits, on how far it is padded, and cached features are to be those of every epoch.
+    regroup = args.freeze != "backbone"
+    by_length = text.ByLength(train_texts.lengths, args.seed, args.accumulate, regroup)
     order = data.SeededBatches(len(train_texts), args.batch_size, args.seed, shuffle=True,
                                rank=rank, processes=processes, pad=True, arrange=by_length)
     on_gpu = device.type == "cuda"
@@ -193,35 +205,39 @@ def train(args, saved, stop):
     val_labels = text.labels(texts.splits["val"]).to(device)
 
     # ---- 4 model and head --------------------------------------------------------------------------------------------
-    # transformers' AutoModelForSequenceClassification.from_config: an encoder and a head, with random weights. (For
-    # those of a resumed run, see section 8.)
+    # As AutoModelForSequenceClassification.from_config builds it: an encoder and a head, with random weights so far.
+    # (load_weights, below, brings the pretrained ones; those of a resumed run come in section 8.)
     model = text.make_network(config, pretrained["source"])
     if args.pool == "mean":
-        # The same encoder, but the head sees the mean over a text's pieces. (What BERT's own head sees is a layer on
-        # the first piece, which was trained for another task.)
+        # The same encoder, but the head sees the mean over a text's pieces, (hidden * mask).sum(1) / mask.sum(1), so
+        # without the padding. (BERT's own head sees a layer on the first piece, which was trained for another task.)
         model = text.MeanPooled(model)
 
-    # The last layer: a new one takes its place, with one output for each class. It is "classifier" in a BERT,
-    # "classifier.out_proj" in a RoBERTa.
+    # The head is the last layer: "classifier" in a BERT, "classifier.out_proj" in a RoBERTa. The one that is there has
+    # random weights, too; it is replaced all the same, so that you see where your own goes: any nn.Module from
+    # (N, in_features) to (N, classes).
     head = text.find_head(model)
     old_head = model.get_submodule(head)
-    new_head = nn.Linear(old_head.in_features, len(classes))
+    new_head = nn.Linear(old_head.in_features, len(classes), bias=old_head.bias is not None)
     model.set_submodule(head, new_head)
-    # The dropout right before the head.
+    # The dropouts outside the encoder: one in a BERT, two in a RoBERTa.
     if args.dropout is not None:
         text.set_dropout(model, args.dropout)
 
     if saved:
         fresh = saved["fresh"]
     else:
-        # A network whose head tells the same classes apart brings it along.
-        same_classes = text.same_head(pretrained, classes)
+        # If the file's own head tells the same classes apart, by their names, it is loaded, too.
+        same_classes = args.pool == "head" and text.same_head(pretrained, classes)
+        # load_state_dict; but where weights of the encoder are missing, that is an error: it would learn from noise.
         said, fresh = text.load_weights(model, pretrained, head, same_classes)
         print(f"weights: {pretrained['source']}; {said}")
     # Layers for which the file had no weights, such as the first one of RoBERTa's head of two, are as new as the head:
     # they train with it, at its rate, and are never frozen.
     heads = (head, *fresh)
-    # From here on each process draws its own random numbers: the new head starts the same, dropout differs.
+    # They are in the model now.
+    pretrained.pop("state_dict", None)
+    # From here on each process draws random numbers of its own: the new head is the same in all, dropout is not.
     if rank > 0:
         torch.manual_seed(args.seed + rank)
 
@@ -241,8 +257,8 @@ def train(args, saved, stop):
         for group in groups:
             if group["layer"] not in heads:
                 group["weight_decay"] = 0.0
-    # What follows the encoder, as a module that shares its layers: for --cache-features.
-    head_side = text.HeadSide(model)
+    # What follows the encoder, as a module with the same layers: it trains on what --cache-features has stored.
+    head_side = text.HeadSide(model, head)
     if args.cache_features:
         features.refuse_a_backbone_that_trains(model, heads, head_side)
 
@@ -280,8 +296,8 @@ def train(args, saved, stop):
         criterion = nn.CrossEntropyLoss(weight=weight, label_smoothing=args.label_smoothing)
     # Your own loss: put it here, as `criterion`. Any function or nn.Module that takes logits (N, C) in float32 and
     # labels (N,) in int64 and returns a scalar, their mean over the texts. Validation calls it once for the whole
-    # split. The next line refuses --class-weights and --label-smoothing if it has no `weight` or `label_smoothing`, as an attribute
-    # or an argument of functools.partial.
+    # split. The next line refuses --class-weights and --label-smoothing if it has no `weight` or `label_smoothing`, as
+    # an attribute or an argument of functools.partial.
     losses.refuse_unused(criterion, weight, args.label_smoothing)
     # A module is moved to the device. If it has parameters of its own, they train at the head's rate and are saved.
     loss_parameters = losses.own_parameters(criterion, device)
@@ -320,9 +336,11 @@ def train(args, saved, stop):
         """The share of its peak rate that each group has at optimizer step `step`, from 0."""
         if step < warmup_steps:
             return (step + 1) / warmup_steps
+        done = (step - warmup_steps) / max(1, args.epochs * steps_per_epoch - warmup_steps)
         if args.schedule == "cosine":  # down to zero (Loshchilov and Hutter, "SGDR", 2017)
-            done = (step - warmup_steps) / max(1, args.epochs * steps_per_epoch - warmup_steps)
             return 0.5 * (1 + math.cos(math.pi * done))
+        if args.schedule == "linear":  # as most who fine-tune a BERT
+            return 1 - done
         if args.schedule == "step":
             return args.gamma ** (step // steps_per_epoch // args.step_epochs)
         return progress.plateau_scale  # plateau: section 10 lowers it; constant: stays 1
@@ -352,9 +370,10 @@ def train(args, saved, stop):
     # to come, and what predict_text.py needs to build the network and its tokenizer.
     options = vars(args) | {"data": os.path.abspath(args.data), "unfreeze": freeze.thaw_specs(thaws)}
     build = {name: pretrained[name] for name in ("config", "tokenizer", "source")}
-    about = {"script": "train_text_classifier", "options": options, "data": fingerprint, "build": build,
-             "classes": classes, "loss": losses.name_of(criterion), "head": head, "fresh": fresh, "pool": args.pool,
-             "max_length": max_length, "precision": precision, "device": device.type, "anchor": anchor}
+    about = {"script": "train_text_classifier", "options": options, "data": fingerprint,
+             "build": build, "classes": classes, "loss": losses.name_of(criterion),
+             "head": head, "fresh": fresh, "pool": args.pool, "max_length": max_length,
+             "precision": precision, "device": device.type, "anchor": anchor}
     # The run folder. All processes call its methods, and the first one writes.
     run = checkpoint.Run(args.output, parts, progress, meter, about)
     if saved:
@@ -385,7 +404,7 @@ def train(args, saved, stop):
     batches_of = partial(read_batches, stop=stop)
     # --cache-features 1: as long as the encoder is frozen, each text goes through it once. A file is used again only if
     # all that affects its rounding is the same.
-    depends_on = checkpoint.machine(), precision, args.batch_size, processes, args.pool
+    depends_on = checkpoint.machine(), precision, args.batch_size, processes, text.MeanPooled, text.HeadSide
     cache = features.Cache(run.folder, args.cache_features, model, heads, train_loader, val_loader,
                            batches_of, to_input, autocast, progress_bar, depends_on, head_side)
     # The line for each epoch, and TensorBoard, where rows of an earlier run from first_epoch on are hidden.
@@ -424,9 +443,10 @@ def train(args, saved, stop):
             # any thaw.
             replica = nn.parallel.DistributedDataParallel(network) if processes > 1 else network
 
-            # One turn of the loop is one optimizer step. It gets --accumulate batches (x, y, samples, number), already
-            # read, and how many texts they have in all processes. in_step: a step begins when all processes have read
-            # theirs; an error in one ends all. A resumed run goes on with the first batch that it has not seen.
+            # One turn of the loop is one optimizer step. It gets a list of --accumulate batches, already read, and the
+            # number of their texts in all processes. A batch has x, y and `samples`: how many of its texts count (0 of
+            # those that only fill up). in_step: a step begins when all processes have read theirs; an error in one ends
+            # all. A resumed run goes on with the first batch that it has not seen.
             steps_done = progress.step - epoch * steps_per_epoch
             order.set_epoch(epoch, start=steps_done * args.accumulate)
             steps = distributed.in_step(data.steps(train_source, order, args.accumulate))
@@ -439,18 +459,19 @@ def train(args, saved, stop):
                         # What no_sync() does: the gradients are averaged once a step, in its last backward().
                         replica.require_backward_grad_sync = batch is batches[-1]
                     with autocast:
+                        # It holds no labels, so the network returns logits and no loss of its own.
                         outputs = replica(**x)
                     # In float32, out of autocast's reach.
                     logits = outputs.logits.float()
                     loss = criterion(logits, y)
 
-                    # The loss is a mean over the batch, and counts for as many texts as that has, 0 for padding. Your
-                    # own loss, too. (With class weights, several processes divide a batch's texts in proportion to
-                    # their sums of weights: together they make the weighted mean of one process.)
+                    # The loss is a mean over the batch, and counts for as many texts as that has, 0 for those that only
+                    # fill up. Your own loss, too. (With class weights, several processes divide a batch's texts in
+                    # proportion to their sums of weights: together they make the weighted mean of one process.)
                     counted = losses.batch_weight(criterion, y, batch.samples)
                     meter.add("texts", batch.samples)
                     meter.add("loss", loss.detach() * counted)
-                    # Without padding.
+                    # Without texts that only fill up.
                     meter.add("hits", metrics.correct(logits, y)[: batch.samples].sum())
 
                     # The step follows the mean of its batches' losses, by number of texts. DDP averages over the
@@ -461,7 +482,7 @@ def train(args, saved, stop):
                 # Penalties: not in train_loss, and once a step, so with a backward() of their own. DDP has averaged
                 # the gradients already; these are the same in all processes.
                 if args.l1:
-                    # Of linear layers: no biases, no norm layers.
+                    # Of all matrices that train, embeddings too: no biases, no norm layers.
                     weights = [w for w in freeze.decaying_weights(model) if w.requires_grad]
                     l1 = torch.stack([w.float().abs().sum() for w in weights]).sum()
                     scaler.scale(args.l1 * l1).backward()
@@ -570,9 +591,10 @@ def plain_mean_cross_entropy(logits, labels, weight, label_smoothing):
 
 
 def loader_of(samples, tokenizer, max_length, batch_size, workers, rank, processes):
-    """The texts of a split for evaluation, sorted by length, with their places in it as labels."""
+    """The texts of a split for evaluation, the longest first. Their labels are their places in the split."""
     found = text.TextList(samples, tokenizer, max_length).numbered()
-    order = data.SeededBatches(len(found), batch_size, rank=rank, processes=processes, arrange=text.Sorted(found.lengths))
+    longest_first = text.LongestFirst(found.lengths)
+    order = data.SeededBatches(len(found), batch_size, rank=rank, processes=processes, arrange=longest_first)
     return data.make_loader(found, order, workers, collate_fn=found.collate)
 
 
@@ -613,7 +635,8 @@ def test(outputs, indices, texts, split, folder):
 
 
 def trial_losses(model, network, loader, order, criterion, autocast, to_input):
-    """For --find-lr: the losses of one batch after another, without end. lr_finder makes an optimizer step with each."""
+    """For --find-lr: the loss of one batch after another, without end. lr_finder makes an optimizer step with each."""
+    # train(), and eval() for what is frozen, as in section 10.
     freeze.train_mode(model)
     for epoch in itertools.count():
         order.set_epoch(epoch)
@@ -625,7 +648,7 @@ def trial_losses(model, network, loader, order, criterion, autocast, to_input):
 
 
 def find_lr(model, trial, optimizer, scaler, lr, folder):
-    """--find-lr: raise the rate from step to step, see where the loss falls and where it breaks; the weights are put back."""
+    """--find-lr: raise the rate from step to step, see where the loss falls and breaks. The weights are put back."""
     rates, values = lr_finder.range_test(model, trial, optimizer, scaler, lr)
     rate, rule = lr_finder.suggest(rates, values)
     report.draw_range_test(rates, values, lr_finder.smooth(values), rate, folder / "find_lr.png")
@@ -633,7 +656,7 @@ def find_lr(model, trial, optimizer, scaler, lr, folder):
 
 
 def list_layers(args):
-    """--list-layers: the table that section 10 prints."""
+    """--list-layers: the table that section 10 prints, for a linear head."""
     pretrained = text.load_pretrained(args.model, args.weights)
     classes = find_texts(args).classes if args.data else ["one", "other"]
     model = text.make_network(text.make_config(pretrained, classes), pretrained["source"])

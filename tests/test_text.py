@@ -43,13 +43,14 @@ def test_class_folders_as_the_film_reviews_come(tmp_path):
     (tmp_path / "train" / "urls_neg.txt").write_text("http://")
     (tmp_path / "imdb.vocab").write_text("the")
     (tmp_path / "train" / "unsup").mkdir()
+    (tmp_path / "train" / "unsup" / "1_0.txt").write_text("of no class")
     assert text.find_tables(tmp_path) == {}
     notes = []
     found = text.gather(text.read_folders(tmp_path, notes), 0.34, notes)
     assert found.classes == ["neg", "pos"]
     assert {split: len(samples) for split, samples in found.splits.items()} == {"train": 4, "val": 2, "test": 4}
     assert ("pos test 1", 1) in found.splits["test"]
-    assert any("unsup holds no text files" in note for note in notes) and any("imdb.vocab" in note for note in notes)
+    assert any("unsup: 1 text without a class: not used" in note for note in notes) and any("imdb.vocab" in note for note in notes)
 
 
 def test_what_is_set_aside_depends_on_the_text_alone():
@@ -102,7 +103,7 @@ def epochs_of(lengths, batch_size, processes=1, regroup=True, epochs=3):
         shares = []
         for rank in range(processes):
             order = data.SeededBatches(len(lengths), batch_size, 5, shuffle=True, rank=rank, processes=processes,
-                                       arrange=text.ByLength(lengths, 5, regroup))
+                                       arrange=text.ByLength(lengths, 5, 1, regroup))
             order.set_epoch(epoch)
             shares.append([[place for _, place in batch] for batch in order])
         found.append([sum(parts, []) for parts in zip(*shares, strict=True)])
@@ -140,6 +141,18 @@ def test_for_a_frozen_encoder_the_batches_stay_and_their_order_does_not():
     lengths = torch.randint(3, 60, (200,), generator=torch.Generator().manual_seed(0)).tolist()
     first, second, _ = epochs_of(lengths, 16, regroup=False)
     assert first != second and sorted(map(sorted, first)) == sorted(map(sorted, second))
+
+
+def test_a_step_has_the_same_texts_however_it_is_cut_up():
+    """A resumed run may have another batch size, with as much more accumulation."""
+    lengths = torch.randint(3, 60, (203,), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def steps(batch_size, accumulate):
+        order = data.SeededBatches(203, batch_size, 5, shuffle=True, arrange=text.ByLength(lengths, 5, accumulate))
+        batches = [[place for _, place in batch] for batch in order]
+        return [sum(batches[i : i + accumulate], []) for i in range(0, len(batches), accumulate)]
+
+    assert steps(16, 1) == steps(8, 2) == steps(4, 4)
 
 
 # ---- pieces
@@ -203,7 +216,7 @@ def test_features_lead_to_the_same_bits(kind, pool):
     mask = torch.ones(5, 11, dtype=torch.long)
     mask[1, 6:] = 0
     ids = torch.randint(4, 100, (5, 11)).masked_fill(mask == 0, config.pad_token_id)
-    side = text.HeadSide(model)
+    side = text.HeadSide(model, head)
     model.eval()
     with torch.inference_mode():
         found = side.features({"input_ids": ids, "attention_mask": mask})
@@ -219,11 +232,23 @@ def test_features_lead_to_the_same_bits(kind, pool):
     assert len(freeze.layer_groups(model, head)) >= 4  # its blocks one by one
 
 
+def test_features_are_the_right_ones_also_for_a_head_of_zeros():
+    """Whose output tells nothing of what it looks at."""
+    model = text.MeanPooled(text.make_network(config_of("modernbert", **KINDS["modernbert"], classifier_pooling="mean")))
+    own = text.make_network(config_of("modernbert", **KINDS["modernbert"], classifier_pooling="mean"))
+    x = {"input_ids": torch.randint(4, 100, (2, 6)), "attention_mask": torch.tensor([[1] * 6, [1] * 3 + [0] * 3])}
+    for network in (model, own):
+        nn.init.zeros_(network.classifier.weight)
+        side = text.HeadSide(network.eval(), "classifier")
+        side.features(x)
+        assert side.pool is text.mean_of_tokens
+
+
 def test_a_head_that_looks_at_all_pieces_is_not_cached():
     model = text.make_network(config_of("gpt2", n_embd=32, n_layer=1, n_head=2, pad_token_id=0))
     ids = torch.randint(4, 100, (2, 6))
     with pytest.raises(text.TextError, match="looks at more than one vector of a text: use --pool mean"):
-        text.HeadSide(model.eval()).features({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        text.HeadSide(model.eval(), "score").features({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
 def test_weights_under_the_names_of_old_files_and_new_layers(tiny_bert):
