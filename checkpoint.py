@@ -479,9 +479,17 @@ def load(path, script=None, needs=(), mmap=False):
     if not ({"script", "model", "options"} <= names or {"epoch", "rng", "machine"} <= names):
         raise CheckpointError(f"{path} holds no run, perhaps bare weights: start from them with --weights "
                               f"{shlex.quote(str(path))}")
+    writer = f"{state.get('script', 'another program')}.py"
     if script and state.get("script") != script:
-        raise CheckpointError(f"{path} was written by {state.get('script', 'another program')}.py, not by {script}.py")
-    if lacking := set(needs) - names:
+        raise CheckpointError(f"{path} was written by {writer}, not by {script}.py")
+    lacking = set(needs) - names
+    if "preprocessing" in lacking and "max_length" in names:
+        raise CheckpointError(f"{path} takes texts, {writer} wrote it, and here only a network for pictures can be "
+                              "used: predict_text.py is for this one")
+    if "max_length" in lacking and "preprocessing" in names:
+        raise CheckpointError(f"{path} takes pictures, {writer} wrote it, and here only a network for texts can be "
+                              "used: predict.py is for this one")
+    if lacking:
         weights = "" if "text" in str(state.get("script")) else f" from its weights, --weights {shlex.quote(str(path))}"
         raise CheckpointError(f"{path} lacks {', '.join(sorted(lacking))}: another version of the script wrote it; start a "
                               f"new run{weights}")
@@ -491,9 +499,10 @@ def load(path, script=None, needs=(), mmap=False):
     return state
 
 
-# What all training scripts save and a resumed run needs; and, of pictures, predict.py.
+# What all training scripts save and a resumed run needs; and, of pictures, predict.py, of texts, predict_text.py.
 OF_A_RUN = ("build", "optimizer", "rng", "epoch", "sums", "history")
 NEEDED = (*OF_A_RUN, "hidden", "preprocessing")
+OF_TEXTS = (*OF_A_RUN, "head", "pool", "max_length")
 
 
 def refuse_other_files(path, columns=None):
