@@ -821,14 +821,16 @@ def sum_up(folder, history, monitor, pictures=True):
     """The last words after training: `advice`, where the files are, with a report among them if `pictures`, and how to
     predict. What hinders the report is said and does not end the script.
     """
-    lines, written = [""], []
+    lines, written, options = [""], [], {}
     try:
-        lines += filter(None, [advice(history, monitor, read_options(folder))])
+        options = read_options(folder)
+        lines += filter(None, [advice(history, monitor, options)])
         written = write_report(folder) if pictures else []
     except ReportError as error:
         lines.append(f"note: no report: {error}")
     lines.append(f"files are in {folder}" + (f"; look at {written[-1]}" if written else ""))
-    lines.append(f"next: python predict.py --checkpoint {shlex.quote(str(Path(folder, 'best.pt')))} PICTURES")
+    script, takes = ("predict_text.py", "TEXTS") if "text_column" in options else ("predict.py", "PICTURES")
+    lines.append(f"next: python {script} --checkpoint {shlex.quote(str(Path(folder, 'best.pt')))} {takes}")
     return "\n".join(lines)
 
 
