@@ -163,21 +163,22 @@ def read_sheet(file):
     return Sheet(file, None, columns, rows, [])
 
 
-def read_text_rows(file, text_columns, target, classes_optional=False):
+def read_text_rows(file, text_columns, target, classes_optional=False, column_optional=True):
     """[(the text, or a tuple of those of two columns; split or None; name of the class or None; where it stands), ...] and
     notes, from a table (see `read_sheet`). Raises TableError.
 
-    text_columns: one name or two. target: the column of the classes. classes_optional: there may be no such column, and
-    cells of it may be empty. Without it, those of rows of the split test may.
+    text_columns: one name or two. target: the column of the classes. classes_optional: cells of it may be empty, and
+    with column_optional there may be no such column. Without it, those of rows of the split test may.
     """
     sheet = read_sheet(file)
     target = target and pick_columns([target], sheet)[0]
     text_columns = pick_columns(text_columns, sheet)
     there = target in sheet.columns
-    if target and not there and classes_optional:
+    may_be_absent = classes_optional and column_optional
+    if target and not there and may_be_absent:
         sheet.notes.append(f"note: {sheet.file} has no column '{target}': nothing to score by")
     try:
-        require_columns(sheet, text_columns if classes_optional else [*text_columns, target])
+        require_columns(sheet, text_columns if may_be_absent else [*text_columns, target])
     except TableError as error:
         raise TableError(f"{error} (--text-column names that of the texts, --target that of the classes)") from None
     splits = read_splits(sheet)

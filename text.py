@@ -23,6 +23,7 @@ import logging
 import os
 import re
 import shlex
+import sys
 import tempfile
 import unicodedata
 from collections import Counter, defaultdict, namedtuple
@@ -53,9 +54,9 @@ SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 
 
-def find_tables(path, endings=TABLES):
+def find_tables(path, endings=TABLES, needs_train=True):
     """{split, or None for that of its rows: file}, of a table of texts, or of a folder that has one for each split,
-    such as train.csv and test.csv; {} of another folder. Raises TextError.
+    such as train.csv and test.csv; {} of another folder. Raises TextError, with needs_train if the split train lacks.
     """
     if not os.path.exists(path):
         raise TextError(f"no such file or folder: {path}: --data names a table of texts, or a folder")
@@ -72,8 +73,8 @@ def find_tables(path, endings=TABLES):
         return {}
     if not found and len(files) == 1:
         return {None: str(files[0])}
-    if files and "train" not in found:
-        raise TextError(f"{path} holds {_some([file.name for file in files])}: name one by --data, or call them train"
+    if files and (not found or needs_train and "train" not in found):
+        raise TextError(f"{path} holds {_some([file.name for file in files])}: name one of them, or call them train"
                         f"{files[0].suffix}, val{files[0].suffix} and test{files[0].suffix}")
     return {split: str(found[split][0]) for split in ("train", "val", "test") if split in found}
 
@@ -111,16 +112,37 @@ def _folders(root):
     return sorted(path for path in Path(root).iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+def read_lines(file):
+    """Rows of a text file, each line of which is a text; of standard input, if `file` is "-". Blank lines at the end
+    are passed over. Raises TextError.
+    """
+    name = "standard input" if file == "-" else file
+    content = _decode(sys.stdin.buffer.read() if file == "-" else _bytes_of(file), name).rstrip()
+    if not content:
+        raise TextError(f"{name} is empty: nothing to predict")
+    lines = enumerate(content.split("\n"), start=1)
+    return [Row(line.strip(), None, None, f"{name}, line {number}") for number, line in lines]
+
+
 def _read(path):
+    return _decode(_bytes_of(path), path).strip()
+
+
+def _bytes_of(path):
     try:
-        content = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TextError(f"{path} is no UTF-8 text (byte {error.start}): save it as UTF-8") from None
+        return Path(path).read_bytes()
     except OSError as error:
         raise TextError(f"cannot read {path} ({error.strerror})") from error
-    if "\0" in content:
-        raise TextError(f"{path} holds NUL bytes, so it is no text")
-    return content.strip()
+
+
+def _decode(content, name):
+    try:
+        found = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TextError(f"{name} is no UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    if "\0" in found:
+        raise TextError(f"{name} holds NUL bytes, so it is no text")
+    return found
 
 
 def gather(rows, val_split=0.2, notes=()):
@@ -128,10 +150,7 @@ def gather(rows, val_split=0.2, notes=()):
     by a hash of the text, so that the same text is never parted. Raises TextError.
     """
     notes = list(notes)
-    for row in rows:
-        for part in [row.text] if isinstance(row.text, str) else row.text:
-            if not part.strip():
-                raise TextError(f"{row.where}: an empty text: write it, or leave that row out")
+    refuse_no_texts(rows)
     named = [row for row in rows if row.name is not None]
     if len(named) < len(rows):
         notes.append(f"note: left out {_count(len(rows) - len(named), 'row')} of the split test without a class: "
@@ -157,6 +176,19 @@ def gather(rows, val_split=0.2, notes=()):
     splits = {split: [(row.text, classes.index(row.name)) for row in of_split[split]]
               for split in ("train", "val", "test") if of_split[split]}
     return Texts(classes, splits, notes)
+
+
+def refuse_no_texts(rows):
+    """Raise TextError for the first of these Rows whose text, or a half of it, cannot be cut into pieces."""
+    for row in rows:
+        for part in [row.text] if isinstance(row.text, str) else row.text:
+            if not part.strip():
+                raise TextError(f"{row.where}: an empty text: write it, or leave it out")
+            try:
+                part.encode()
+            except UnicodeEncodeError as error:
+                raise TextError(f"{row.where}: the character {error.start + 1} is half of one (a surrogate), so this is "
+                                "no text: mend it, or leave it out") from None
 
 
 def _set_aside(rows, share):
@@ -675,6 +707,86 @@ def same_head(pretrained, classes):
     return [names[key] for key in sorted(names, key=int)] == classes
 
 
+def network_of(state):
+    """The network of a checkpoint that train_text_classifier.py wrote, with its weights. Raises TextError."""
+    source, classes, head = state["build"]["source"], state["classes"], state["head"]
+    model = make_network(make_config(state["build"], classes), source)
+    if state["pool"] == "mean":
+        model = MeanPooled(model)
+    try:
+        has_bias = f"{head}.bias" in state["model"]
+        model.set_submodule(head, nn.Linear(model.get_submodule(head).in_features, len(classes), has_bias))
+        model.load_state_dict(state["model"])
+    except (AttributeError, RuntimeError) as error:
+        raise TextError(f"the weights of the checkpoint do not fit its network, made of {source}: take the version of "
+                        "transformers that it was trained with") from error
+    return model
+
+
+def save_pretrained(state, folder):
+    """Write the network and the tokenizer of a checkpoint into a new or empty folder, from which transformers loads
+    them: config.json, model.safetensors, tokenizer.json. Returns the names of the files. Raises TextError.
+
+    What was written is loaded again and tried; if it answers otherwise than the checkpoint, nothing stays there.
+    """
+    from safetensors import SafetensorError
+
+    folder = Path(folder)
+    if state["pool"] == "mean":
+        raise TextError("no network of transformers classifies by the mean over the pieces (--pool mean): predict with "
+                        "predict_text.py, or train with --pool head")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise TextError(f"{folder} exists and is no empty folder: it was left as it is, give another name")
+    model, tokenizer, is_new = network_of(state).eval(), make_tokenizer(state["build"]), not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _quiet():
+            model.save_pretrained(folder)
+            _without_limits(tokenizer, state["max_length"]).save_pretrained(folder)
+            _compare(state, model, folder)
+    except BaseException as error:
+        for path in folder.glob("*"):
+            path.unlink()
+        if is_new and folder.exists():
+            folder.rmdir()
+        if isinstance(error, (OSError, SafetensorError)):
+            reason = getattr(error, "strerror", None) or error
+            raise TextError(f"could not write {folder} ({reason}): make room there, or write elsewhere") from error
+        raise
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _without_limits(tokenizer, max_length):
+    """The tokenizer, such that truncation=True cuts at max_length, and nothing else cuts or pads."""
+    tokenizer.model_max_length = max_length
+    for name in ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of"):
+        tokenizer.init_kwargs.pop(name, None)
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+@torch.inference_mode()
+def _compare(state, model, folder):
+    """Raise TextError if a folder of transformers cuts a text into other pieces than the checkpoint, or has other
+    outputs.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    # Longer than max_length: each sentence has 8 pieces or more.
+    words = " ".join(f"These are {number} words to try it by." for number in range(state["max_length"] // 8 + 1))
+    cut = _encode(make_tokenizer(state["build"]), [words], truncation=True, max_length=state["max_length"])
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    again = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    # The beginning is enough for the networks, and quick.
+    x = {name: torch.tensor(found)[:, :64] for name, found in cut.items()}
+    same = torch.allclose(model(**x).logits, again.eval()(**x).logits, rtol=1e-4, atol=1e-4)
+    if not same or tokenizer(words, truncation=True)["input_ids"] != cut["input_ids"][0]:
+        raise TextError(f"transformers makes something else of this {type(model).__name__} than it is: nothing was "
+                        "written; predict with predict_text.py")
+
+
 def _is_under(name, prefix):
     return name == prefix or name.startswith(prefix + ".")
 
@@ -773,14 +885,19 @@ def mean_of_tokens(found, mask):
 
 @contextlib.contextmanager
 def _quiet():
-    """Without the warnings of transformers: what is to be said, these scripts say."""
+    """Without the warnings and progress bars of transformers: what is to be said, these scripts say."""
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
     logger = logging.getLogger("transformers")
-    before = logger.level
+    before, has_bars = logger.level, is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
+    disable_progress_bar()
     try:
         yield
     finally:
         logger.setLevel(before)
+        if has_bars:
+            enable_progress_bar()
 
 
 def _count(number, word):
