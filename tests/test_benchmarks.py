@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -225,7 +226,90 @@ def test_same_weights_sees_a_bit_and_its_commands_use_every_option(capsys):
         assert options - used <= {"--help", "--compile", "--sync-bn", "--tensorboard", "--wd"} | left_out
 
 
-# ---- a network for texts out of a package
+# ---- texts
+
+
+@pytest.mark.parametrize("frozen", [[], ["--frozen"]])
+def test_the_plain_loop_for_texts(reviews, tiny_bert, capsys, monkeypatch, frozen):
+    import transformers
+    from safetensors.torch import load_file
+
+    made, real = [], transformers.AutoModelForSequenceClassification.from_pretrained
+    monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_pretrained",
+                        lambda *words, **named: made.append(real(*words, **named)) or made[0])
+    program("text").main(["--plain", "--data", str(reviews), "--model", str(tiny_bert), "--epochs", "2", *frozen])
+    out = capsys.readouterr().out.splitlines()
+    assert [line[:23] for line in out[:2]] == ["epoch 0: val accuracy 0", "epoch 1: val accuracy 0"]
+    assert out[2].startswith("plain: 2 epochs, test accuracy 0.")
+    # Nothing of a frozen encoder has moved, and all of one that trains has.
+    encoder = made[0].base_model.state_dict()
+    same = [torch.equal(tensor, encoder[name]) for name, tensor in load_file(tiny_bert / "model.safetensors").items()]
+    assert all(same) if frozen else not any(same)
+
+
+def test_both_sides_on_texts_run_in_turn(reviews, tmp_path, monkeypatch, capsys):
+    bench, seen = program("text"), []
+    seconds = iter([2.0, 4.0, 1.0, 3.0, 8.0, 2.0, 5.0, 1.0])  # ours, plain of each job; then plain, ours
+
+    def side(name):
+        def run(options, data, model, output):
+            seen.append((name, options))
+            splits = [line.rpartition(",")[2] for line in data.read_text().splitlines()[1:]]
+            assert [splits.count(split) for split in ("train", "val", "test")] == [5, 10, 8]
+            return 0.5, next(seconds)
+        return run
+
+    def load(file, script):
+        return {"precision": {"train_text_classifier": "off"}[script]}
+
+    monkeypatch.setattr(bench, "SIDES", {name: side(name) for name in ("ours", "plain")})
+    monkeypatch.setattr(bench, "checkpoint", SimpleNamespace(load=load, write_csv=bench.checkpoint.write_csv))
+    bench.main(["--data", str(reviews), "--model", "x", "--repeats", "2", "--limit", "5"])
+    assert [name for name, _ in seen] == ["ours", "plain", "ours", "plain", "plain", "ours", "plain", "ours"]
+    out = capsys.readouterr().out
+    rows = [line.split(" | ")[1:5] for line in out.splitlines() if line.startswith(("| everything", "| a frozen"))]
+    assert rows == [["ours", "2.0", "2.0 to 2.0", "1.00"], ["plain", "6.0", "4.0 to 8.0", "3.00"],
+                    ["ours", "1.0", "1.0 to 1.0", "1.00"], ["plain", "4.0", "3.0 to 5.0", "4.00"]]
+    assert "ours trains in float32, the plain loop in float32" in out
+    for name, options in seen:
+        if name == "ours":
+            train_text_classifier.read_arguments(["--data", "x", "--output", "x", *shlex.split(options)])
+
+
+def test_how_many_sentences_it_takes(reviews, tiny_bert, tmp_path, monkeypatch, capsys):
+    """The command that it starts is run in this process, which has imported torch."""
+    import strategies
+
+    tables = []
+
+    def start(command, check, stdout):
+        assert command[:2] == [sys.executable, str(ROOT / "train_text_classifier.py")] and check
+        with open(command[command.index("--data") + 1], newline="") as file:
+            tables.append(list(csv.DictReader(file)))
+        train_text_classifier.main(command[2:])
+
+    monkeypatch.setattr(strategies, "subprocess", SimpleNamespace(run=start, DEVNULL=None))
+    bench = program("text")
+    bench.main(["--data", str(reviews), "--model", str(tiny_bert), "--accuracy", "--counts", "8", "--seeds", "2", "--rows",
+                "--epochs 1 --freeze backbone --pool mean"])
+    with open(reviews, newline="") as file:
+        given = list(csv.DictReader(file))
+    for table in tables:
+        counts = {(split, label): sum((row["split"], row["label"]) == (split, label) for row in table)
+                  for split in ("train", "val", "test") for label in ("positive", "negative")}
+        assert list(counts.values()) == [4, 4, 1, 1, 4, 4] and all(row in given for row in table)
+    assert len(tables) == 2 and tables[0] != tables[1]
+    out = capsys.readouterr().out
+    accuracies = [float(word) for word in re.findall("accuracy ([0-9.]+) on the 8 texts of test", out)]
+    row = next(line for line in out.splitlines() if line.startswith("| --epochs 1"))
+    mean = f"{sum(accuracies) / 2:.3f} ({min(accuracies):.3f} to {max(accuracies):.3f})"
+    assert row == f"| --epochs 1 --freeze backbone --pool mean | {mean} |"
+    with pytest.raises(SystemExit, match="train has 13 sentences of the class negative: give lower --counts"):
+        bench.draw(given, 100, 0)
+    for options in bench.WAYS.values():
+        train_text_classifier.read_arguments(["--data", "x", "--output", "x", *shlex.split(options)])
+
+
 
 
 def made_up_text_package(site, folder, left_out=()):
