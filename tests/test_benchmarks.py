@@ -3,7 +3,9 @@
 import csv
 import importlib.util
 import json
+import re
 import shlex
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -17,6 +19,7 @@ import data
 import tables
 import train_classifier
 import train_regressor
+import train_text_classifier
 from conftest import MODEL, ROOT
 from lives import running
 
@@ -221,6 +224,160 @@ def test_same_weights_sees_a_bit_and_its_commands_use_every_option(capsys):
         options = {o for a in script.build_parser()._actions for o in a.option_strings if o.startswith("--")}
         options -= {o for o in options if o.startswith("--no-") and o not in used}
         assert options - used <= {"--help", "--compile", "--sync-bn", "--tensorboard", "--wd"} | left_out
+
+
+# ---- texts
+
+
+@pytest.mark.parametrize("frozen", [[], ["--frozen"]])
+def test_the_plain_loop_for_texts(reviews, tiny_bert, capsys, monkeypatch, frozen):
+    import transformers
+    from safetensors.torch import load_file
+
+    made, real = [], transformers.AutoModelForSequenceClassification.from_pretrained
+    monkeypatch.setattr(transformers.AutoModelForSequenceClassification, "from_pretrained",
+                        lambda *words, **named: made.append(real(*words, **named)) or made[0])
+    program("text").main(["--plain", "--data", str(reviews), "--model", str(tiny_bert), "--epochs", "2", *frozen])
+    out = capsys.readouterr().out.splitlines()
+    assert [line[:23] for line in out[:2]] == ["epoch 0: val accuracy 0", "epoch 1: val accuracy 0"]
+    assert out[2].startswith("plain: 2 epochs, test accuracy 0.")
+    # Nothing of a frozen encoder has moved, and all of one that trains has.
+    encoder = made[0].base_model.state_dict()
+    same = [torch.equal(tensor, encoder[name]) for name, tensor in load_file(tiny_bert / "model.safetensors").items()]
+    assert all(same) if frozen else not any(same)
+
+
+def test_both_sides_on_texts_run_in_turn(reviews, tmp_path, monkeypatch, capsys):
+    bench, seen = program("text"), []
+    seconds = iter([2.0, 4.0, 1.0, 3.0, 8.0, 2.0, 5.0, 1.0])  # ours, plain of each job; then plain, ours
+
+    def side(name):
+        def run(options, data, model, output):
+            seen.append((name, options))
+            splits = [line.rpartition(",")[2] for line in data.read_text().splitlines()[1:]]
+            assert [splits.count(split) for split in ("train", "val", "test")] == [5, 10, 8]
+            return 0.5, next(seconds)
+        return run
+
+    def load(file, script):
+        return {"precision": {"train_text_classifier": "off"}[script]}
+
+    monkeypatch.setattr(bench, "SIDES", {name: side(name) for name in ("ours", "plain")})
+    monkeypatch.setattr(bench, "checkpoint", SimpleNamespace(load=load, write_csv=bench.checkpoint.write_csv))
+    bench.main(["--data", str(reviews), "--model", "x", "--repeats", "2", "--limit", "5"])
+    assert [name for name, _ in seen] == ["ours", "plain", "ours", "plain", "plain", "ours", "plain", "ours"]
+    out = capsys.readouterr().out
+    rows = [line.split(" | ")[1:5] for line in out.splitlines() if line.startswith(("| everything", "| a frozen"))]
+    assert rows == [["ours", "2.0", "2.0 to 2.0", "1.00"], ["plain", "6.0", "4.0 to 8.0", "3.00"],
+                    ["ours", "1.0", "1.0 to 1.0", "1.00"], ["plain", "4.0", "3.0 to 5.0", "4.00"]]
+    assert "ours trains in float32, the plain loop in float32" in out
+    for name, options in seen:
+        if name == "ours":
+            train_text_classifier.read_arguments(["--data", "x", "--output", "x", *shlex.split(options)])
+
+
+def test_how_many_sentences_it_takes(reviews, tiny_bert, tmp_path, monkeypatch, capsys):
+    """The command that it starts is run in this process, which has imported torch."""
+    import strategies
+
+    tables = []
+
+    def start(command, check, stdout):
+        assert command[:2] == [sys.executable, str(ROOT / "train_text_classifier.py")] and check
+        with open(command[command.index("--data") + 1], newline="") as file:
+            tables.append(list(csv.DictReader(file)))
+        train_text_classifier.main(command[2:])
+
+    monkeypatch.setattr(strategies, "subprocess", SimpleNamespace(run=start, DEVNULL=None))
+    bench = program("text")
+    bench.main(["--data", str(reviews), "--model", str(tiny_bert), "--accuracy", "--counts", "8", "--seeds", "2", "--rows",
+                "--epochs 1 --freeze backbone --pool mean"])
+    with open(reviews, newline="") as file:
+        given = list(csv.DictReader(file))
+    for table in tables:
+        counts = {(split, label): sum((row["split"], row["label"]) == (split, label) for row in table)
+                  for split in ("train", "val", "test") for label in ("positive", "negative")}
+        assert list(counts.values()) == [4, 4, 1, 1, 4, 4] and all(row in given for row in table)
+    assert len(tables) == 2 and tables[0] != tables[1]
+    out = capsys.readouterr().out
+    accuracies = [float(word) for word in re.findall("accuracy ([0-9.]+) on the 8 texts of test", out)]
+    row = next(line for line in out.splitlines() if line.startswith("| --epochs 1"))
+    mean = f"{sum(accuracies) / 2:.3f} ({min(accuracies):.3f} to {max(accuracies):.3f})"
+    assert row == f"| --epochs 1 --freeze backbone --pool mean | {mean} |"
+    with pytest.raises(SystemExit, match="train has 13 sentences of the class negative: give lower --counts"):
+        bench.draw(given, 100, 0)
+    for options in bench.WAYS.values():
+        train_text_classifier.read_arguments(["--data", "x", "--output", "x", *shlex.split(options)])
+
+
+
+
+def made_up_text_package(site, folder, left_out=()):
+    """As pip installs one: the files of a network in the package's model/, and what the package says about itself."""
+    about, model = site / "made_up_texts-0.1.dist-info", site / "made_up_texts" / "model"
+    shutil.copytree(folder, model, ignore=shutil.ignore_patterns(*left_out))
+    (model.parent / "__init__.py").write_text("raise SystemExit('nothing of a package is to be executed')")
+    (model / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n")
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.4\nName: made-up-texts\nVersion: 0.1\nLicense: MIT\n\nText.\n")
+    files = [path.relative_to(site) for path in site.rglob("*") if path.is_file()]
+    (about / "RECORD").write_text("".join(f"{path},,\n" for path in files))
+    return site
+
+
+def test_a_network_for_texts_out_of_a_package(tiny_bert, tmp_path, monkeypatch, capsys, error_of):
+    from safetensors.torch import load_file, save_file
+
+    from_pip = program("weights_from_pip")
+    whole = tmp_path / "whole"  # the fixture's tokenizer needs neither of the two
+    shutil.copytree(tiny_bert, whole)
+    for name in ("vocab.txt", "special_tokens_map.json"):
+        (whole / name).write_text("{}")
+    monkeypatch.setitem(from_pip.KINDS, "tiny", ("made-up-texts", from_pip.write_for_texts, "someone/tiny"))
+    sites = iter(range(100))
+
+    def run(out, folder=whole, left_out=()):
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(made_up_text_package(tmp_path / f"site{next(sites)}", folder, left_out))
+            from_pip.main(["tiny", "--out", str(out)])
+
+    out = tmp_path / "new folder"
+    run(out)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "made-up-texts 0.1, licence: MIT, source: https://pypi.org/project/made-up-texts"
+    assert said[1] == "someone/tiny, licence: apache-2.0, source: https://huggingface.co/someone/tiny"
+    tensors = load_file(whole / "model.safetensors")
+    assert said[2] == f"wrote {out}, accepted by train_text_classifier.py: loaded {len(tensors)} tensors; new: classifier"
+    command = shlex.split(said[3])
+    assert command[:2] == ["python", "train_text_classifier.py"]
+    args, _ = train_text_classifier.read_arguments(command[2:])
+    assert (args.model, args.freeze, args.pool) == (str(out), "backbone", "mean")
+    names = {path.name for path in out.iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
+                     "special_tokens_map.json"}
+    for name in names:
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+    assert f"{out} is not empty: it was left as it is" in error_of(run, out)
+    (tmp_path / "empty").mkdir()
+    run(tmp_path / "empty")
+    assert {path.name for path in (tmp_path / "empty").iterdir()} == names
+    # what does not fit leaves no folder behind
+    nowhere = tmp_path / "nowhere"
+    assert "made-up-texts holds no model/tokenizer.json: " in error_of(run, nowhere, left_out=["tokenizer.json"])
+    key = "encoder.layer.1.output.dense.weight"
+    for wrong, words in (({**tensors, key: tensors[key][:, :-1].contiguous()}, f"{key} is (32, 63) in the weights"),
+                         ({name: tensor for name, tensor in tensors.items() if name != key}, "lack 1 tensor of this")):
+        save_file(wrong, whole / "model.safetensors")
+        assert words in error_of(run, nowhere)
+    save_file(tensors, whole / "model.safetensors")
+    monkeypatch.setattr(from_pip, "shutil", SimpleNamespace(copyfile=no_room, rmtree=shutil.rmtree))
+    assert f"cannot write {nowhere} (No space left on device)" in error_of(run, nowhere)
+    assert not nowhere.exists() and not list(tmp_path.glob("*.tmp"))
+
+
+def no_room(*paths):
+    raise OSError(28, "No space left on device")
 
 
 # ---- what a machine with a GPU has to show

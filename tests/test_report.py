@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 
 import metrics
 import report
+import text
 
 ODD = ["猫 🐱", "$x^2$", "a_b_{c}", "<script>alert('1')</script>", "W" * 90, "back\\slash $", 'q"uo&te',
        "two\nlines"]
@@ -367,6 +368,60 @@ def test_a_rate_of_zero_and_one_that_stays_are_no_logarithm():
         assert figure.axes[2].get_yscale() == scale
 
 
+# ---- texts
+
+
+def of_texts(words, *rows):
+    """Rows of predictions as train_text_classifier.py writes them; rows: (truth, prediction, its probability)."""
+    classes = ["no", "yes"]
+    p = torch.tensor([[1 - p, p] if guess == "yes" else [p, 1 - p] for _, guess, p in rows], dtype=torch.float64)
+    labels = torch.tensor([classes.index(truth) for truth, *_ in rows])
+    return text.prediction_rows(words, metrics.prediction_rows(words, p, classes, labels))
+
+
+def test_the_page_of_texts(folder, monkeypatch, recwarn):
+    """The worst mistakes are texts, whole up to 400 characters, and whatever stands in them stays text."""
+    def no_thumbnails(*_):
+        raise AssertionError("a text is no picture")
+
+    monkeypatch.setattr(report, "draw_sheet", no_thumbnails)
+    monkeypatch.setattr(report, "find_picture", no_thumbnails)
+    words = [*ODD, "a" * 400, "b" * 200 + "in the middle" + "c" * 199, "right"]
+    rows = of_texts(words, *(("yes", "no", 0.99 - i / 100) for i in range(len(words) - 1)), ("no", "no", 0.9))
+    history = epochs(3, texts_per_second=lambda e: 100)
+    run = folder(history, rows, text_column=["text"], pool="mean", max_length=64)
+    (run / "mistakes.png").write_bytes(b"of an earlier report.py")
+    assert [path.name for path in report.write_report(run)] == ["curves.png", "confusion.png", "report.html"]
+    assert not (run / "mistakes.png").exists() and not recwarn
+    page = Page(run / "report.html")
+    assert not page.tags & {"script", "b"} and len(page.images) == 2
+    shown = page.table("text", "true", "predicted", "probability")
+    assert [row[0] for row in shown] == [*ODD[:-1], "two lines", "a" * 400, "b" * 200 + "…" + "c" * 199]
+    assert [row[1:] for row in shown] == [["yes", "no", f"{99 - i}.0%"] for i in range(len(words) - 1)]
+    title = "10 of 10 mistakes: wrong with the highest probability. Of a text of more than 400 characters, the middle is left out."
+    assert title in page.text and page.facts()["accuracy"] == "0.0909 (1 of 11 texts right)"
+    assert [row[0] for row in page.table("class", "precision", "recall", "F1", "texts")] == ["yes", "no", "macro mean"]
+    assert all(said in page.facts()["options"] for said in ("text_column 'text'", "pool mean", "max_length 64"))
+    assert "pictures" not in page.text and "images" not in page.text and "1 of 11 texts are on" in page.images[1]["alt"]
+
+
+def test_the_page_of_pairs_and_of_a_very_long_text(folder, blank):
+    csv.field_size_limit(131_072)  # as Python starts
+    words = [("a premise", "it" * 100_000), ("<i>x</i>", "so"), ("one", "more")]
+    rows = of_texts(words, ("yes", "no", 0.7), ("no", "yes", 0.8), ("no", "no", 0.6))
+    rows[2]["truth"] = ""  # as predict_text.py may write it
+    run = folder(epochs(3), rows)
+    report.write_report(run)
+    page = Page(run / "report.html")
+    assert page.table("text", "text_2", "true", "predicted", "probability") == [
+        ["<i>x</i>", "so", "no", "yes", "80.0%"], ["a premise", "it" * 100 + "…" + "ti" * 99 + "t", "yes", "no", "70.0%"]]
+    assert page.facts()["not judged"] == "1 of 3 texts, whose class is not known"
+    assert csv.field_size_limit() == 131_072
+    write_csv(run / "test_predictions.csv", [{"text": "x", "prediction": "no", "probability": ""}])
+    with pytest.raises(report.ReportError, match="test_predictions.csv lacks a text, prediction, probability in some row"):
+        report.write_report(run)
+
+
 # ---- several labels per picture
 
 
@@ -641,6 +696,10 @@ def test_advice(said, train_loss, val_loss, accuracy, options):
     found = report.advice(history, "val_accuracy", options)
     assert found.startswith(said) and bool(found) == bool(said) and "\n" not in found
     assert report.advice(history, "val_nothing", options) == ""
+    for row in history:
+        row["texts_per_second"] = 1.0
+    of_texts = found.replace("more pictures, more --augment or --freeze", "more texts, --freeze")
+    assert report.advice(history, "val_accuracy", options) == of_texts
     # the same by balanced accuracy, which alone counts where there is one: that of a majority is no skill
     majority = history_of(train_loss, val_loss, val_balanced_accuracy=accuracy, val_accuracy=[0.9] * len(accuracy))
     assert report.advice(majority, "val_balanced_accuracy", options) == found.replace("val_a", "val_balanced_a")
@@ -746,12 +805,15 @@ def test_it_leaves_matplotlibs_state_alone(folder):
 # ---- after training
 
 
-def test_a_run_ends_with_a_report_and_says_where(train, regress, capsys):
-    for run, pictures in ((train, {"confusion.png"}), (regress, {"predicted.png", "residuals.png"})):
+def test_a_run_ends_with_a_report_and_says_where(train, regress, classify_text, capsys):
+    for run, pictures, script, what in ((train, {"confusion.png"}, "predict.py", "PICTURES"),
+                                        (regress, {"predicted.png", "residuals.png"}, "predict.py", "PICTURES"),
+                                        (classify_text, {"confusion.png"}, "predict_text.py", "TEXTS")):
         folder = run(no_report=None, epochs=2)
         out = capsys.readouterr().out
-        assert f"files are in {folder}; look at {folder}/report.html\nnext: python predict.py --checkpoint {folder}/best.pt PICTURES\n" in out
+        assert f"files are in {folder}; look at {folder}/report.html\nnext: python {script} --checkpoint {folder}/best.pt {what}\n" in out
         assert {"curves.png", "report.html"} | pictures <= set(os.listdir(folder))
+    assert "of 8 texts right" in Page(folder / "report.html").facts()["accuracy"]
     folder = train("--no-test", no_report=None)
     assert not list(folder.glob("*_predictions.csv")) and (folder / "report.html").exists()
     assert "accuracy" not in capsys.readouterr().out.partition("best.pt: ")[2].replace("val_accuracy", "")
