@@ -254,7 +254,7 @@ def describe(texts, most=20):
         lines.append(f"note: the {len(texts.classes)} classes are all numbers: they are taken as names, of which none is "
                      "near to another")
     classes_of = defaultdict(set)
-    for split, samples in texts.splits.items():
+    for samples in texts.splits.values():
         for words, label in samples:
             classes_of[words].add(label)
     train = {words for words, _ in texts.splits["train"]}

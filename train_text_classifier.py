@@ -20,7 +20,6 @@ More: docs/text.md
 import itertools
 import math
 import os
-import sys
 from contextlib import nullcontext
 from functools import partial
 
@@ -148,10 +147,9 @@ def train(args, saved, stop):
     # For the new head's weights and for dropout.
     torch.manual_seed(args.seed)
 
-    # disable=None: a progress bar only where stderr is a terminal. say(): a line beside it. The first process alone
-    # has a bar and a stdout: what the others print() is dropped, what they say() goes to stderr.
+    # disable=None: a progress bar only where stderr is a terminal. The first process alone has a bar and a stdout: what
+    # the others print() is dropped.
     progress_bar = partial(tqdm, leave=False, disable=None if rank == 0 else True)
-    say = partial(tqdm.write, file=None if rank == 0 else sys.stderr)
 
     # ---- 3 data ------------------------------------------------------------------------------------------------------
     # .classes, .splits["train"] = [(text, place of its class), ...] and so on; of pairs, text is a tuple of two.

@@ -133,8 +133,8 @@ def test_every_command_of_the_pages_is_understood(pictures):
             script = __import__(words[0].removesuffix(".py"))
             args, _ = script.read_arguments([*words[1:], "--output", "x"] if "--output" not in words else words[1:])
             # Are there such layers? (timm is not among the requirements, and networks for texts would be downloaded.)
-            of_torchvision = words[0] != "train_text_classifier.py" and not args.model.startswith("timm:")
-            if "list_layers" in args and args.freeze != "none" and of_torchvision:
+            of_pictures = words[0] != "train_text_classifier.py"
+            if "list_layers" in args and args.freeze != "none" and of_pictures and not args.model.startswith("timm:"):
                 with all_models.QuickInit(fill=False):
                     script.main([*words[1:], "--data", str(pictures), "--list-layers"])
         else:
@@ -306,7 +306,7 @@ def test_options_that_the_text_names_exist():
     scripts = (train_classifier, train_multilabel, train_regressor, train_continual, predict, demo, train_text_classifier,
                predict_text)
     known = {o for s in scripts for a in s.build_parser()._actions for o in a.option_strings}
-    known |= {"--check", "--shm-size", "--logdir"}  # of data.py, docker, tensorboard
+    known |= {"--check", "--shm-size", "--logdir", "--no-deps"}  # of data.py, docker, tensorboard, pip
     known |= {"--nproc", "--nnodes", "--node", "--rdzv", "--max-restarts"}  # torchrun's, to their first underscore
     known |= set(re.findall(r"^#SBATCH (--[a-z-]+)", TEXT, re.M))
     of_benchmarks = set(re.findall(r"--[a-z][a-z0-9-]+", " ".join(re.findall(r"python benchmarks/[^`\n]*", TEXT))))
