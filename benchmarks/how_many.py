@@ -33,9 +33,11 @@ def link_some(images, count, seed, folder):
     """A folder of links to `count` training pictures of each class, and to all others."""
     chosen = data.balanced(images.splits["train"], count * len(images.classes), seed)
     for split, samples in (images.splits | {"train": chosen}).items():
-        for path, label in samples:
+        for number, (path, label) in enumerate(samples):
             target = Path(folder, split, images.classes[label], Path(path).name)
             target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_symlink():  # files of one name may lie in two folders
+                target = target.with_name(f"{number}_{target.name}")
             target.symlink_to(os.path.abspath(path))
 
 

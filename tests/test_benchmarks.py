@@ -510,3 +510,16 @@ def test_scenes_hold_what_their_tables_say(tmp_path, capsys, monkeypatch, error_
         assert 0.8 < known.double().mean() < 1 and torch.equal(values[known], names.values[split][:, columns][known])
     for path, row in names.splits["train"]:  # a picture without shapes is of one colour
         assert (len(Image.open(path).getcolors()) > 1) == bool(names.values["train"][row].any())
+
+
+def test_how_many_photographs_are_linked_and_drawn(tmp_path, pictures):
+    """So many of train per class, all of the others; and a picture of the curves."""
+    how_many, images = program("how_many"), data.find_images(pictures)
+    how_many.link_some(images, 3, 0, tmp_path / "some")
+    some = data.find_images(tmp_path / "some")
+    assert [data.counts(some, split) for split in ("train", "val", "test")] == [[3, 3], [4, 4], [3, 3]]
+    files = {path.resolve() for path in (tmp_path / "some").rglob("*.png")}
+    assert files <= {path.resolve() for path in pictures.rglob("*.png")} and len(files) == 20
+    found = {(way, count): [0.5, 0.75] for way in how_many.WAYS for count in (3, 10)}
+    how_many.draw(found, [3, 10], 6, "a network", tmp_path / "curve.png")
+    assert Image.open(tmp_path / "curve.png").size == (768, 480)
