@@ -126,9 +126,10 @@ SIDES = {"ours": run_ours, "plain": run_plain}
 
 def compare(args, data, output):
     """Run both sides and print the table."""
-    found = {(job, side): [] for job in JOBS for side in SIDES}
+    jobs = {job: options for job, options in JOBS.items() if args.job in job}
+    found = {(job, side): [] for job in jobs for side in SIDES}
     for number in range(args.repeats):
-        for job, options in JOBS.items():
+        for job, options in jobs.items():
             # The one that comes first in this round comes second in the next.
             for side in list(SIDES)[:: 1 if number % 2 == 0 else -1]:
                 accuracy, seconds = SIDES[side](f"{options[side]} --seed {number}", data, args.model, output)
@@ -188,6 +189,7 @@ def main(argv=None):
     parser.add_argument("--model", required=True, metavar="DIR", help="as in train_text_classifier.py")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N training sentences (default: all)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="(default %(default)s)")
+    parser.add_argument("--job", choices=["everything", "frozen"], default="", help="(default: both)")
     parser.add_argument("--accuracy", action="store_true", help="how many sentences it takes, and not how long")
     parser.add_argument("--counts", default="100,1000", metavar="N,...", help="with --accuracy (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="with --accuracy (default %(default)s)")

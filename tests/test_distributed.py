@@ -29,7 +29,7 @@ from pages import TEXT
 from test_interruptions import FULL, MIXED, assert_the_same_run
 from test_train_classifier import history
 
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "images_per_second", "texts_per_second")
 
 
 @pytest.fixture
@@ -445,3 +445,15 @@ def test_the_slurm_script_queues_itself_again_when_its_time_is_up(tmp_path, stop
     words = (tmp_path / "command").read_text().split()
     assert "--rdzv_endpoint=one:29500" in words and "--nnodes=2" in words and "--resume" in words
     train_classifier.build_parser().parse_args(words[words.index("train_classifier.py") + 1 :])
+
+
+def test_two_processes_train_on_texts_what_one_does(together, classify_text, reviews, tiny_bert):
+    """Of batches of like length each gets its share; the encoder's features are shared out."""
+    options = {"freeze": "backbone", "dropout": 0, "lr": 0.01, "epochs": 2}
+    alone = classify_text(batch_size=8, **options)
+    _, both = together(2, "text_classifier", "--cache-features", 1, data=reviews, model=tiny_bert, weights=None,
+                       image_size=None, batch_size=4, **options)
+    assert_close(alone, both)
+    texts = [sorted(line.split(",")[0] for line in (run / "test_predictions.csv").read_text().splitlines())
+             for run in (alone, both)]
+    assert texts[0] == texts[1] and len(texts[0]) == 9

@@ -88,6 +88,15 @@ def test_layers_without_weights_train_with_the_head(classify_text, tiny_bert, tm
     assert "trains" in line
 
 
+def test_a_rate_is_suggested_and_a_page_is_written(classify_text, capsys):
+    run = classify_text("--find-lr")
+    assert "suggested: --lr" in capsys.readouterr().out and (run / "find_lr.png").exists()
+    run = classify_text(no_report=None)
+    said = capsys.readouterr().out
+    assert "look at " in said and "next: python predict_text.py" in said
+    assert "texts" in (run / "report.html").read_text()
+
+
 @pytest.mark.parametrize("options, words", [
     ({"text_column": "words"}, "has no column 'words'"),
     ({"target": "sentiment"}, "has no column 'sentiment'"),
