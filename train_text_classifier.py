@@ -592,7 +592,7 @@ def loader_of(split, samples, tokenizer, max_length, batch_size, workers, rank, 
     """The texts of a split for evaluation, the longest first. Their labels are their places in the split."""
     found = text.TextList(samples, tokenizer, max_length).numbered()
     if found.cut:
-        print(f"note: {found.cut} of {len(found)} texts of {split} are longer than --max-length {max_length}: cut off there")
+        print(f"note: {found.cut} of {len(found)} texts of {split} are longer than {max_length} pieces: cut off there")
     longest_first = text.LongestFirst(found.lengths)
     order = data.SeededBatches(len(found), batch_size, rank=rank, processes=processes, arrange=longest_first)
     return data.make_loader(found, order, workers, collate_fn=found.collate)
