@@ -76,13 +76,16 @@ def test_what_is_not_known_has_no_influence(label, monkeypatch):
 
 
 def test_accumulation_and_two_processes_make_the_step_of_one_large_batch(label, together, labelled, weights):  # noqa: F811
-    """Cells that are not known fall unevenly on the batches."""
+    """Cells that are not known fall unevenly on the batches. (Random features are so alike that rounding ranks the
+    pictures.)
+    """
     options = ["--freeze", "backbone", "--target", "large,right,heavy", "--loss", "bce", "--pos-weight", "balanced"]
     named = {"data": labelled, "weights": weights, "optimizer": "sgd", "lr": 0.01, "epochs": 2}
     one = label(*options, batch_size=10, **named)
-    assert_close(one, label(*options, batch_size=5, accumulate=2, **named))
+    ranked = "val_map", "val_macro_f1", "val_micro_f1"
+    assert_close(one, label(*options, batch_size=5, accumulate=2, **named), without=ranked)
     _, two = together(2, "multilabel", *options, batch_size=5, **named)
-    assert_close(one, two)
+    assert_close(one, two, without=ranked)
     assert read(two / "last.pt")["thresholds"].keys() == {"large", "right", "heavy"}
 
 
