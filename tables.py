@@ -321,12 +321,11 @@ def pick_columns(names, sheet):
         return ",".join(part.strip() for part in _clean_name(text).split(","))
 
     known = {without_blanks(column): column for column in sheet.columns}
-    found, names = [], [without_blanks(name) for name in names]
+    found, names = [], [_clean_name(name) for name in names]
     while names:
         # As many parts as make up the name of a column, or one.
-        size = next((n for n in range(len(names), 0, -1) if ",".join(names[:n]) in known), 1)
-        name = ",".join(names[:size])
-        found.append(known.get(name, name))
+        size = next((n for n in range(len(names), 0, -1) if without_blanks(",".join(names[:n])) in known), 1)
+        found.append(known.get(without_blanks(",".join(names[:size])), names[0]))
         del names[:size]
     if twice := [name for name, count in Counter(found).items() if count > 1]:
         raise TableError(f"the target {twice[0]} is named twice")

@@ -165,8 +165,36 @@ def test_predict_gives_what_the_script_gave(label, labelled, tmp_path, capsys, e
     (tmp_path / "some.csv").write_text("file,large,right\ntest/0.png,2,1\n")
     assert "line 2: large is '2': write 1, 0" in error_of(
         predict.main, ["--checkpoint", str(best), "--labels", str(tmp_path / "some.csv")])
-    assert "--all-probabilities is for classes" in error_of(
-        predict.main, ["--checkpoint", str(best), str(tmp_path / "test"), "--csv", str(tmp_path / "q.csv"), "--all-probabilities"])
+    idle = ["--checkpoint", str(best), str(tmp_path / "test"), "--csv", str(tmp_path / "q.csv"), "--export", str(tmp_path / "q.pt2")]
+    for option in (["--all-probabilities"], ["--top-k", "1"]):
+        words = f"{option[0]} is for classes, and {best} predicts labels large, right: leave it out, the CSV has the probabilities"
+        assert words in error_of(predict.main, [*idle, *option]) and not list(tmp_path.glob("q.*"))
+
+
+def test_tables_with_a_comma_in_a_name_and_other_columns_of_pictures(label, labelled, tmp_path, capsys, error_of):
+    """One column is one label, in training and in a table that lacks it. The pictures are those of the column that the
+    training was told, or that is named here, below --data.
+    """
+    truth = rows_of(labelled / "labels.csv")
+    table, less = tmp_path / "labels.csv", tmp_path / "less.csv"
+    table.write_text('image,"water, deep",haze,split\n' + "".join(
+        f"{row['file']},{row['large']},{row['right']},{row['split']}\n" for row in truth))
+    less.write_text("id,haze\n" + "".join(f"{row['file']},{row['right']}\n" for row in truth[-6:]))
+    run = label("--no-test", labels=table, target="water, deep,haze", file_column="image")
+    assert read(run / "best.pt")["labels"] == ["water, deep", "haze"]
+    argv = [run / "best.pt", "--data", labelled, "--csv", tmp_path / "x.csv", "--labels"]
+    for file, options in ((table, ["--split", "test"]), (less, ["--file-column", "id"])):
+        capsys.readouterr()
+        assert call(*argv, file, *options) == 0
+        note = f"note: {less} has no column 'water, deep': nothing to score it by"
+        assert (note in capsys.readouterr().err.splitlines()) is (file == less)
+        for written, row in zip(rows_of(tmp_path / "x.csv"), truth[-6:], strict=True):
+            assert written["file"] == str(labelled / row["file"]) and written["true_haze"] == row["right"]
+            assert written["true_water, deep"] == ("" if file == less else row["large"])
+            assert set(written["labels"].split(";")) <= {"water, deep", "haze", ""}
+    assert "has no column 'image': there are id, haze" in error_of(predict.main, ["--checkpoint", *map(str, argv), str(less)])
+    del argv[1:3]
+    assert "(and 33 more are missing); --data says where" in error_of(predict.main, ["--checkpoint", *map(str, argv), str(table)])
 
 
 def test_a_column_of_names(label, labelled, tmp_path, capsys):
