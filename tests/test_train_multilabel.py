@@ -268,6 +268,29 @@ def test_your_own_loss_has_to_take_the_weights_of_the_ones(label, monkeypatch, e
     assert "takes no pos weights" in error_of(label, "--loss", "focal", "--pos-weight", "balanced")
 
 
+class Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, logits, targets, weights):
+        return torch.nn.functional.binary_cross_entropy_with_logits(self.scale * logits, targets, weights)
+
+
+def test_your_own_loss_with_parameters_is_trained_saved_and_resumed(label, monkeypatch, weights):
+    monkeypatch.setattr(losses, "BinaryFocal", lambda gamma, pos_weight: Scaled())
+    options, settings = ["--loss", "focal", "--freeze", "backbone"], {"weights": weights, "epochs": 2, "batch_size": 5}
+    whole = label(*options, **settings)
+    broken = whole.with_name("broken")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        stop_at(patch, 2)
+        label(*options, **settings, output=broken)
+    label(*options, "--resume", **settings, output=broken)
+    assert_the_same_run(whole, broken)
+    scale, same = (read(run / "last.pt")["criterion"]["scale"] for run in (whole, broken))
+    assert torch.equal(scale, same) and ((scale - 1).abs() > 1e-3).all()
+
+
 def test_find_lr_and_the_list_of_layers(label, capsys, monkeypatch):
     found = []
     monkeypatch.setattr(train_multilabel, "find_lr", lambda model, trial, *_: found.extend(next(trial) for _ in range(4)))
