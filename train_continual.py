@@ -411,7 +411,7 @@ def train(args, saved, stop):
             for part in freeze.frozen_parts(model):
                 part.eval()
 
-            # One turn of the loop is one optimizer step. It gets --accumulate batches (x, y, pictures, number),
+            # One turn of the loop is one optimizer step. It gets --accumulate batches (x, y, samples, number),
             # already read, and how many pictures they have. (A last batch of one picture, which BatchNorm could not
             # take, is merged into the one before.) A resumed run goes on with the first batch that it has not seen.
             steps_done = progress.step - epoch * steps_per_epoch

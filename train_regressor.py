@@ -440,7 +440,7 @@ def train(args, saved, stop):
             # any thaw.
             replica = nn.parallel.DistributedDataParallel(network) if processes > 1 else network
 
-            # One turn of the loop is one optimizer step. It gets --accumulate batches (x, y, pictures, number),
+            # One turn of the loop is one optimizer step. It gets --accumulate batches (x, y, samples, number),
             # already read, and how many pictures they have in all processes. (A last batch of one picture, which
             # BatchNorm could not take, is merged into the one before.) in_step: a step begins when all processes have
             # read theirs; an error in one ends all. A resumed run goes on with the first batch that it has not seen.
