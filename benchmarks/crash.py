@@ -1,18 +1,19 @@
 """Does a run that is killed anywhere, any number of times, end with the same bits as one that was left alone?
 
-    python benchmarks/crash.py --kills 100                                # ten minutes on two cores
-    python benchmarks/crash.py --kills 100 --script train_regressor          # or train_multilabel
-    python benchmarks/crash.py --kills 20 --model resnet18 --epochs 4        # further options of the script
+    python benchmarks/crash.py --kills 100                               # ten minutes on two cores
+    python benchmarks/crash.py --kills 100 --script train_regressor       # or train_multilabel, train_text_classifier
+    python benchmarks/crash.py --kills 20 --model resnet18 --epochs 4     # further options of the script
 
-Trains a small network on drawn pictures once undisturbed, then again with the same command and a bare --resume, each
-time with another number of workers, and ends that with SIGKILL: half of the kills at a random time, the other half some
-milliseconds after a temporary file has appeared in the run folder, that is while something is being saved. Half of them
-hit all processes at once, the other half the script alone, as the kernel does when memory runs out: its workers must
-then end by themselves. When a run is complete before its kill, the next one begins in a new folder, up to the number of
-kills; the last one is then left to end. After each kill last.pt and best.pt must be whole, and best.pt the best so far.
-In the end every file of each run must hold what the undisturbed one's holds, bit for bit, apart from the seconds that
-things took, and from the options --output, --resume and --workers. Exit status 1 and `identical: no` if anything is not
-so; the folder then stays. For Linux. Do not edit the scripts while it runs.
+Trains a small network on drawn pictures, or a BERT of two layers on made-up sentences, once undisturbed, then again
+with the same command and a bare --resume, each time with another number of workers, and ends that with SIGKILL: half of
+the kills at a random time, the other half some milliseconds after a temporary file has appeared in the run folder, that
+is while something is being saved. Half of them hit all processes at once, the other half the script alone, as the
+kernel does when memory runs out: its workers must then end by themselves. When a run is complete before its kill, the
+next one begins in a new folder, up to the number of kills; the last one is then left to end. After each kill last.pt
+and best.pt must be whole, and best.pt the best so far. In the end every file of each run must hold what the undisturbed
+one's holds, bit for bit, apart from the seconds that things took, and from the options --output, --resume and
+--workers. Exit status 1 and `identical: no` if anything is not so; the folder then stays. For Linux. Do not edit the
+scripts while it runs.
 """
 
 import argparse
@@ -41,13 +42,15 @@ sys.path.insert(0, str(ROOT))
 import checkpoint  # noqa: E402
 
 OPTIONS = """
---model shufflenet_v2_x0_5 --weights none --image-size 32 --freeze backbone --unfreeze 1:bn --unfreeze 3:all@0.002
---head mlp --augment strong --batch-size 8 --accumulate 2 --epochs 10 --monitor val_loss --seed 1 --save-every 1
---keep-every 2 --no-report
-""".split()
-OF_SCRIPT = {"train_classifier": ["--mixup", "0.2"], "train_regressor": ["--target", "cat,bytes"],
-             "train_multilabel": ["--target", "cat,large", "--pos-weight", "balanced", "--augment", "standard"]}
-MAY_DIFFER = {"output", "resume", "workers", "seconds", "images_per_second"}
+--freeze backbone --unfreeze 3:all@0.002 --batch-size 8 --accumulate 2 --epochs 10 --monitor val_loss --seed 1
+--save-every 1 --keep-every 2 --no-report
+"""
+OF_PICTURES = "--model shufflenet_v2_x0_5 --weights none --image-size 32 --unfreeze 1:bn --head mlp --augment strong"
+OF_SCRIPT = {
+    "train_classifier": f"{OF_PICTURES} --mixup 0.2", "train_regressor": f"{OF_PICTURES} --target cat,bytes",
+    "train_multilabel": f"{OF_PICTURES} --target cat,large --pos-weight balanced --augment standard",
+    "train_text_classifier": "--unfreeze 1:bert.encoder.layer.1 --pool mean --cache-features 1"}
+MAY_DIFFER = {"output", "resume", "workers", "seconds", "images_per_second", "texts_per_second"}
 WORKERS = (0, 1, 2, 4)
 GRACE = 4  # seconds that workers may outlive the script; torch's own workers look every 5 s whether it is still there
 
@@ -188,18 +191,35 @@ def large_or_not_known(path):
     return "" if size % 10 == 0 else int(size > 2200)
 
 
-def crash(args, more, home, counts, places, files):
-    """Kill `args.kills` times; counts what came to pass in three Counters. Raises Found."""
-    rng, pictures, script = random.Random(args.seed), home / "pictures", args.script
+def draw_pictures(home):
+    """Returns the options that name them."""
+    pictures = home / "pictures"
     subprocess.run([sys.executable, ROOT / "demo.py", "--draw", pictures], check=True, stdout=subprocess.DEVNULL)
     checkpoint.write_csv([{"file": path.relative_to(pictures), "split": path.parts[-3], "cat": int("cat" in path.name),
                            "bytes": path.stat().st_size, "large": large_or_not_known(path)}
                           for path in sorted(pictures.rglob("*.jpg"))],
                          pictures / "labels.csv")  # for train_regressor.py and train_multilabel.py
+    return ["--data", str(pictures)]
+
+
+def make_texts(home):
+    """Sentences, and a BERT that the tests use. Returns the options that name them."""
+    sys.path.append(str(ROOT / "tests"))
+    import tiny_bert
+
+    texts = tiny_bert.write_reviews(home / "texts.csv", train=200, val=60, test=60)
+    return ["--data", str(texts), "--model", str(tiny_bert.make(home / "bert"))]
+
+
+def crash(args, more, home, counts, places, files):
+    """Kill `args.kills` times; counts what came to pass in three Counters. Raises Found."""
+    rng, script = random.Random(args.seed), args.script
+    material = (make_texts if script == "train_text_classifier" else draw_pictures)(home)
 
     def command(folder, workers, *resume):
-        options = [*OPTIONS, *OF_SCRIPT[script], *more, "--output", str(folder), "--workers", str(workers), *resume]
-        return [sys.executable, str(ROOT / f"{script}.py"), "--data", str(pictures), *options]
+        options = [*OF_SCRIPT[script].split(), *OPTIONS.split(), *material, *more, "--output", str(folder),
+                   "--workers", str(workers), *resume]
+        return [sys.executable, str(ROOT / f"{script}.py"), *options]
 
     reference, folder = home / "undisturbed", None
     life = live(command(reference, 0), home / "undisturbed.log", reference)

@@ -1,8 +1,9 @@
-"""Four ways to fine-tune the same network on the same pictures, over several seeds, as a table.
+"""Some ways to fine-tune the same network on the same pictures or texts, over several seeds, as a table.
 
     python benchmarks/strategies.py --data ./cats_and_dogs --weights resnet18-cifar8-64px.pth --image-size 64
     python benchmarks/strategies.py ... --rows default "--augment strong" "--mixup 0.2"     # any other comparison
     python benchmarks/strategies.py --data ./houses --target price --log-target ...         # of train_regressor.py
+    python benchmarks/strategies.py --text --data reviews.csv --model ./minilm       # of train_text_classifier.py
 
 Runs the training script as a user would, once per strategy and seed, with its default settings, interleaved (all
 strategies for seed 0, then for seed 1, ...). The score is that of best.pt on the test split, read from
@@ -34,6 +35,13 @@ STRATEGIES = {
     "head only": "--weights {weights} --freeze backbone",
     "gradual unfreezing": "--weights {weights} --freeze backbone --unfreeze 1:layer4 --unfreeze 2:layer3 --unfreeze 3:all",
     "everything, backbone at a tenth of the rate": "--weights {weights}",
+}
+TEXT_STRATEGIES = {
+    "from scratch": "--weights none",
+    "head only": "--freeze backbone",
+    "head only, on the mean of the pieces": "--freeze backbone --pool mean",
+    "head first, then everything": "--freeze backbone --unfreeze 1:all",
+    "everything, encoder at a tenth of the rate": "",
 }
 
 
@@ -68,9 +76,9 @@ def this_machine(package="torchvision"):
             f"{', ' + torch.cuda.get_device_name() if torch.cuda.is_available() else ''}")
 
 
-def on_what(seeds, pictures):
-    """A line about the machine and the versions."""
-    return f"\n{seeds} seeds, {pictures} test pictures; {this_machine()}\n"
+def on_what(seeds, count, what="pictures", package="torchvision"):
+    """A line about the test split, the machine and the versions."""
+    return f"\n{seeds} seeds, {count} test {what}; {this_machine(package)}\n"
 
 
 def baselines(data, labels, target):
@@ -85,18 +93,27 @@ def baselines(data, labels, target):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, metavar="DIR", help="with train/, val/ and test/")
-    parser.add_argument("--weights", default="DEFAULT", metavar="W", help="as in train_classifier.py (default %(default)s)")
+    parser.add_argument("--data", required=True, metavar="DIR", help="with train/, val/ and test/; a table of texts")
+    parser.add_argument("--weights", default="DEFAULT", metavar="W",
+                        help="as in train_classifier.py (default %(default)s); not with --text")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0..N-1 (default %(default)s)")
     parser.add_argument("--runs", default="runs/strategies", metavar="DIR", help="run folders; replaced (default %(default)s)")
     parser.add_argument("--rows", nargs="+", metavar="OPTIONS",
-                        help="instead of the four strategies: a row for each of these options of train_classifier.py")
+                        help="instead of the strategies: a row for each of these options of the script")
     parser.add_argument("--target", metavar="NAME", help="run train_regressor.py on this column of labels.csv")
+    parser.add_argument("--text", action="store_true", help="run train_text_classifier.py (--target: its column)")
     args, more = parser.parse_known_args(argv)  # more: options for every run, such as --image-size 64
-    script, score = ("train_regressor.py", errors_of) if args.target else ("train_classifier.py", accuracy_of)
     more += ["--target", args.target] if args.target else []
+    script, score, of_numbers = "train_classifier.py", accuracy_of, False
+    if args.text:
+        script = "train_text_classifier.py"
+    elif args.target:
+        script, score, of_numbers = "train_regressor.py", errors_of, True
 
-    strategies = {r: "--weights {weights} " + ("" if r == "default" else r) for r in args.rows or ()} or STRATEGIES
+    strategies = TEXT_STRATEGIES if args.text else STRATEGIES
+    if args.rows:
+        for_all = "" if args.text else "--weights {weights} "
+        strategies = {row: for_all + ("" if row == "default" else row) for row in args.rows}
     found = {name: [] for name in strategies}
     for seed in range(args.seeds):
         for number, (name, options) in enumerate(strategies.items()):
@@ -109,8 +126,8 @@ def main(argv=None):
             words = "  ".join(f"{s:.6g}" for s in scores)
             print(f"{words}  {seconds:5.1f} s  python {shlex.join(command)}", flush=True)
 
-    print(on_what(args.seeds, len(rows)))
-    if args.target:
+    print(on_what(args.seeds, len(rows), *(("texts", "transformers") if args.text else ())))
+    if of_numbers:
         print("| strategy | mean absolute error, mean | lowest to highest | R2, mean | lowest to highest | seconds, median |")
         print("|---|---|---|---|---|---|")
         for words, (absolute, r2) in baselines(args.data, "labels.csv", args.target).items():
@@ -119,7 +136,7 @@ def main(argv=None):
         print("| strategy | test accuracy, mean | lowest to highest | seconds, median |\n|---|---|---|---|")
     for name, results in found.items():
         *scores, seconds = zip(*results, strict=True)
-        digits = [",.6g", ".3f"] if args.target else [".3f"]
+        digits = [",.6g", ".3f"] if of_numbers else [".3f"]
         cells = [f"{statistics.mean(s):{d}} | {min(s):{d}} to {max(s):{d}}" for s, d in zip(scores, digits, strict=True)]
         print(f"| {name} | {' | '.join(cells)} | {statistics.median(seconds):.0f} |")
 

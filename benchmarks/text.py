@@ -31,7 +31,7 @@ import time
 from pathlib import Path
 
 import torch
-from strategies import accuracy_of, run, this_machine
+from strategies import accuracy_of, on_what, run, this_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -176,7 +176,7 @@ def count_sentences(args, rows, data, output):
                 found[way, count].append(accuracy)
                 print(f"seed {seed}: {count} sentences, {options}: {accuracy:.4f}, {seconds:.1f} s", file=sys.stderr)
     tested = sum(row["split"] == "test" for row in rows)
-    print(f"{args.seeds} seeds, {tested} test sentences; {this_machine('transformers')}\n")
+    print(on_what(args.seeds, tested, "sentences", "transformers"))
     print(f"| training sentences | {' | '.join(f'{count:,}' for count in counts)} |\n|---|{'---|' * len(counts)}")
     for way in ways:
         cells = [f"{statistics.mean(v):.3f} ({min(v):.3f} to {max(v):.3f})" for v in (found[way, c] for c in counts)]

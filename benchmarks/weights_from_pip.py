@@ -77,8 +77,8 @@ def write_for_texts(package, name, out):
     """
     found = {path.name: path.locate() for path in package.files or [] if path.parent.name == "model"}
     if lacking := [file for file in TEXT_FILES if file not in found]:
-        raise PackageError(f"the package {package.name} holds no model/{lacking[0]}: that is not the version which this "
-                           "program knows (0.1.0)")
+        raise PackageError(f"the package {package.name} holds no model/{lacking[0]}: that is not the version which "
+                           "this program knows (0.1.0)")
     card = found["README.md"].read_text(encoding="utf-8") if "README.md" in found else ""
     licence = re.search("^license: *(.+)$", card, re.M)
     print(f"{name}, licence: {licence[1] if licence else 'not stated'}, source: https://huggingface.co/{name}")

@@ -59,6 +59,13 @@ def test_stand_in_weights_leave_out_the_new_task(tmp_path, monkeypatch):
         assert FakeCIFAR10.classes[np.asarray(Image.open(path))[0, 0, 0] // 10] == images.classes[label]
 
 
+@pytest.mark.parametrize("name", list(program("strategies").TEXT_STRATEGIES))
+def test_the_strategies_for_texts_are_commands_that_the_script_understands(name, reviews):
+    options = shlex.split(program("strategies").TEXT_STRATEGIES[name])
+    args, _ = train_text_classifier.read_arguments(["--data", str(reviews), "--output", "x", *options])
+    assert (args.freeze == "backbone") == name.startswith("head") and (args.weights == "none") == (name == "from scratch")
+
+
 @pytest.mark.parametrize("name", list(program("strategies").STRATEGIES))
 def test_the_strategies_are_commands_that_the_script_understands(name):
     options = program("strategies").STRATEGIES[name].format(weights="some.pth")
@@ -146,6 +153,27 @@ def test_strategies_of_a_regression_and_its_baselines(discs, tmp_path, capsys, m
     assert float(rows["median of the training split"][2]) == pytest.approx(expected, rel=1e-4)
 
 
+def test_strategies_of_texts(reviews, tiny_bert, tmp_path, capsys, monkeypatch):
+    """As above; the column of the classes has another name."""
+    def run(command, check, stdout):
+        assert command[:2] == [sys.executable, str(ROOT / "train_text_classifier.py")] and check
+        train_text_classifier.main(command[2:])
+
+    strategies = program("strategies")
+    monkeypatch.setattr(strategies, "subprocess", SimpleNamespace(run=run, DEVNULL=None))
+    (tmp_path / "x.csv").write_text(reviews.read_text().replace("text,label", "text,kind"))
+    argv = ["--text", "--data", tmp_path / "x.csv", "--target", "kind", "--seeds", 1, "--runs", tmp_path / "runs", "--rows",
+            "default", "--freeze backbone", "--model", tiny_bert, "--epochs", 1, "--no-report"]
+    strategies.main([str(a) for a in argv])
+    out = capsys.readouterr().out
+    assert "1 seeds, 8 test texts" in out and "transformers" in out
+    rows = {line.split("|")[1].strip(): line.split("|") for line in out.splitlines() if line.startswith("| ")}
+    for number, name in enumerate(("default", "--freeze backbone")):
+        with open(tmp_path / f"runs/{number}_0/test_predictions.csv", newline="") as file:
+            right = [row["truth"] == row["prediction"] for row in csv.DictReader(file)]
+        assert float(rows[name][2]) == pytest.approx(sum(right) / 8, abs=5e-4)
+
+
 def test_which_model_measures_each_network(capsys):
     program("which_model").main(["--models", MODEL, "--rounds", "1", "--seconds", "0", "--batch-size", "2"])
     row = next(line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith(f"| `{MODEL}`"))
@@ -190,6 +218,14 @@ def test_crash_sees_a_single_bit():
     b["model"]["w"][1] = 0.0
     b["history"][0]["loss"] = 1.0
     assert crash.differences(a, b, "x") == ["x history 0 loss (nan and 1.0)"]
+
+
+def test_crash_gives_options_that_the_scripts_understand(reviews):
+    crash = program("crash")
+    for script, options in crash.OF_SCRIPT.items():
+        words = ["--data", str(reviews), "--output", "x", *options.split(), *crash.OPTIONS.split()]
+        args, _ = __import__(script).read_arguments(words)
+        assert [thaw.partition(":")[0] for thaw in args.unfreeze] == ["1", "3"] and args.save_every == 1
 
 
 def test_forgetting_scores_both_test_splits_and_draws_them(pictures, tmp_path, capsys):
@@ -273,7 +309,7 @@ def test_both_sides_on_texts_run_in_turn(reviews, tmp_path, monkeypatch, capsys)
     assert "ours trains in float32, the plain loop in float32" in out
     for name, options in seen:
         if name == "ours":
-            train_text_classifier.read_arguments(["--data", "x", "--output", "x", *shlex.split(options)])
+            train_text_classifier.read_arguments(["--data", str(reviews), "--output", "x", *shlex.split(options)])
 
 
 def test_how_many_sentences_it_takes(reviews, tiny_bert, tmp_path, monkeypatch, capsys):
@@ -307,7 +343,7 @@ def test_how_many_sentences_it_takes(reviews, tiny_bert, tmp_path, monkeypatch, 
     with pytest.raises(SystemExit, match="train has 13 sentences of the class negative: give lower --counts"):
         bench.draw(given, 100, 0)
     for options in bench.WAYS.values():
-        train_text_classifier.read_arguments(["--data", "x", "--output", "x", *shlex.split(options)])
+        train_text_classifier.read_arguments(["--data", str(reviews), "--output", "x", *shlex.split(options)])
 
 
 
@@ -325,7 +361,7 @@ def made_up_text_package(site, folder, left_out=()):
     return site
 
 
-def test_a_network_for_texts_out_of_a_package(tiny_bert, tmp_path, monkeypatch, capsys, error_of):
+def test_a_network_for_texts_out_of_a_package(tiny_bert, reviews, tmp_path, monkeypatch, capsys, error_of):
     from safetensors.torch import load_file, save_file
 
     from_pip = program("weights_from_pip")
@@ -350,7 +386,7 @@ def test_a_network_for_texts_out_of_a_package(tiny_bert, tmp_path, monkeypatch, 
     assert said[2] == f"wrote {out}, accepted by train_text_classifier.py: loaded {len(tensors)} tensors; new: classifier"
     command = shlex.split(said[3])
     assert command[:2] == ["python", "train_text_classifier.py"]
-    args, _ = train_text_classifier.read_arguments(command[2:])
+    args, _ = train_text_classifier.read_arguments([str(reviews) if word == "FILE" else word for word in command[2:]])
     assert (args.model, args.freeze, args.pool) == (str(out), "backbone", "mean")
     names = {path.name for path in out.iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
