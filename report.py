@@ -868,7 +868,7 @@ def sum_up(folder, history, monitor, pictures=True):
     except ReportError as error:
         lines.append(f"note: no report: {error}")
     lines.append(f"files are in {folder}" + (f"; look at {written[-1]}" if written else ""))
-    script, takes = ("predict_text.py", "TEXTS") if "text_column" in options else ("predict.py", "PICTURES")
+    script, takes = ("predict_text.py", "TEXTS") if "max_length" in options else ("predict.py", "PICTURES")
     lines.append(f"next: python {script} --checkpoint {shlex.quote(str(Path(folder, 'best.pt')))} {takes}")
     return "\n".join(lines)
 

@@ -1,13 +1,13 @@
-"""Words and their tags: read files of them, find the entities that they name, cut sentences into windows of pieces for a
-network, score what was found.
+"""Words and their tags: read files of them, find the entities that they name, cut sentences into windows of pieces for
+a network, score what was found.
 
-    corpus = gather("./wnut17")                     # .classes: ["O", "B-loc", "I-loc", ...]; .splits["train"]: sentences
+    corpus = gather("./wnut17")                # .classes: ["O", "B-loc", "I-loc", ...]; .splits["train"]: sentences
     windows = WordList(corpus.splits["train"], corpus.classes, tokenizer, max_length=512)
     loader = DataLoader(windows, batch_size=8, collate_fn=windows.collate)
     model = WordClassifier(AutoModelForTokenClassification.from_config(config))
     for x, y, _ in loader:
-        logits = model(**x).logits                  # (W, C): a row for each word of these windows, as y has a label
-    print(entities(["B-loc", "I-loc", "O"]))        # [(0, 2, "loc")]: from word 0 up to, not including, word 2
+        logits = model(**x).logits             # (W, C): a row for each word of these windows, as y has a label
+    print(entities(["B-loc", "I-loc", "O"]))   # [(0, 2, "loc")]: from word 0 up to, not including, word 2
 
 A tag says of a word whether it is in an entity, and of which type. An entity is what counts: its first word, its last
 word and its type. A tokenizer cuts words into pieces; a network answers for pieces, and the first of a word answers for
@@ -44,9 +44,9 @@ SCHEMES = ("IOB2", "IOB1", "IO", "BIOES", "BILOU")
 
 
 def entities(tags):
-    """The entities of a sentence, [(first word, the word behind the last, type), ...], by one rule for all schemes, also
-    for tags that break theirs; it is that of conlleval. An entity begins at B, S and U; and at I, E and L, if the word
-    before is in none, in one of another type, or the end of one.
+    """The entities of a sentence, [(first word, the word behind the last, type), ...], by one rule for all schemes,
+    also for tags that break theirs; it is that of conlleval. An entity begins at B, S and U; and at I, E and L, if the
+    word before is in none, in one of another type, or the end of one.
     """
     found, start, of_type, has_ended = [], None, None, True
     for place, tag in enumerate([*tags, "O"]):
@@ -95,8 +95,8 @@ def recognize(sentences):
 
 
 def breaks(tags, scheme):
-    """The places of a sentence whose tag the scheme does not allow behind the one before; at its end, that of a last word
-    whose entity has no end.
+    """The places of a sentence whose tag the scheme does not allow behind the one before; at its end, that of a last
+    word whose entity has no end.
     """
     found, before = [], "O"
     for place, tag in enumerate([*tags, "O"]):
@@ -119,15 +119,15 @@ def breaks(tags, scheme):
 # ---- files
 
 Sentence = namedtuple("Sentence", "words tags lines")
-Sentence.__doc__ = """words: texts. tags: one for each, in IOB2, or None if they are not known. lines: the number of the line
-of each word in its file."""
+Sentence.__doc__ = """words: texts. tags: one for each, in IOB2, or None if they are not known. lines: for each word the
+number of its line."""
 
 Tagged = namedtuple("Tagged", "sentences scheme notes")
 Tagged.__doc__ = """sentences: [Sentence, ...]. scheme: the one of the file, or None. notes: lines for a person."""
 
 Corpus = namedtuple("Corpus", "classes splits notes")
-Corpus.__doc__ = """classes: the tags of IOB2, "O" first, then B and I of each type, sorted. splits: {"train", "val", maybe
-"test": [Sentence, ...]}. notes: lines for a person."""
+Corpus.__doc__ = """classes: the tags of IOB2, "O" first, then B and I of each type, sorted. splits: {"train", "val",
+maybe "test": [Sentence, ...]}. notes: lines for a person."""
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
           "test": "test", "testing": "test"}
@@ -136,11 +136,12 @@ TAG = re.compile(r"O|[BIESLU]-.+")
 
 
 def find_files(path):
-    """{split: file} of a folder that has train, and maybe val or dev, and test, of any ending; {"train": file} of a file.
-    Raises WordError.
+    """{split: file} of a folder that has train, and maybe val or dev, and test, of any ending; {"train": file} of a
+    file. Raises WordError.
     """
     if not os.path.exists(path):
-        raise WordError(f"no such file or folder: {path}: --data names a CoNLL file, or a folder with train, val and test")
+        raise WordError(f"no such file or folder: {path}: --data names a CoNLL file, or a folder with train, val and "
+                        "test")
     if not os.path.isdir(path):
         return {"train": str(path)}
     files = sorted(entry for entry in Path(path).iterdir() if entry.is_file() and not entry.name.startswith("."))
@@ -153,14 +154,14 @@ def find_files(path):
     if "train" not in found and len(files) == 1:
         return {"train": str(files[0])}
     if "train" not in found:
-        raise WordError(f"{path} holds {_some([file.name for file in files]) or 'no files'}: name one of them, or call them "
-                        "train, val (or dev) and test, with any ending")
+        raise WordError(f"{path} holds {_some([file.name for file in files]) or 'no files'}: name one of them, or call "
+                        "them train, val (or dev) and test, with any ending")
     return {split: str(found[split][0]) for split in ("train", "val", "test") if split in found}
 
 
 def read(file, tags_optional=False):
-    """The sentences of a CoNLL file, a word a line and its tag last, or of JSON lines, {"tokens": [...], "tags": [...]}:
-    Tagged. tags_optional: a file of words alone will do. Raises WordError that names the line.
+    """The sentences of a CoNLL file, a word a line and its tag last, or of JSON lines, {"tokens": [...], "tags":
+    [...]}: Tagged. tags_optional: a file of words alone will do. Raises WordError that names the line.
     """
     of_json = str(file).lower().endswith(JSON)
     sentences = (_read_json_lines if of_json else _read_columns)(read_text(file), file, tags_optional)
@@ -175,8 +176,8 @@ def read(file, tags_optional=False):
     if wrong:
         sentence, place = wrong[0]
         before = sentence.tags[place - 1] if place else "the beginning"
-        notes.append(f"warning: {file}: {_count(len(wrong), 'tag')} against {scheme}, such as {sentence.tags[place]} behind "
-                     f"{before} in line {sentence.lines[place]}: an entity begins or ends there, as for conlleval")
+        notes.append(f"warning: {file}: {_count(len(wrong), 'tag')} against {scheme}, such as {sentence.tags[place]} "
+                     f"behind {before} in line {sentence.lines[place]}: an entity begins or ends there, as for conlleval")
     in_iob2 = [Sentence(words, encode(len(words), entities(tags)), lines) for words, tags, lines in sentences]
     return Tagged(in_iob2, scheme, notes)
 
@@ -230,12 +231,14 @@ def _cells(line, mark, columns, where, tags_optional):
     """(word, tag or None) of a line."""
     if mark == " " and "\t" in line or mark == "\t" and " " in line:
         here, others = ("tab", "blanks") if mark == " " else ("blank", "tabs")
-        raise WordError(f"{where}: tabs and blanks mixed: there is a {here}, and {others} part the columns of this file")
+        raise WordError(f"{where}: tabs and blanks mixed: there is a {here}, and {others} part the columns of this "
+                        "file")
     cells = line.split("\t") if mark == "\t" else line.split()
     if len(cells) == 1 and not (tags_optional and columns == 1):
         raise WordError(f"{where}: {cells[0]!r} has no tag: write one behind it, O for none")
     if len(cells) != columns:
-        raise WordError(f"{where}: {_count(len(cells), 'column')}, and {columns} in the first line: a word holds no blanks")
+        raise WordError(f"{where}: {_count(len(cells), 'column')}, and {columns} in the first line: a word holds no "
+                        "blanks")
     return _word(cells[0], where), None if columns == 1 else _tag(cells[-1], where)
 
 
@@ -290,13 +293,13 @@ def _refuse_two_schemes(sentences, file):
             scheme = {"E": "BIOES", "S": "BIOES", "L": "BILOU", "U": "BILOU"}.get(tag[0])
             if scheme and seen.setdefault(scheme, number) == number and len(seen) == 2:
                 other, line = next(iter(seen.items()))
-                raise WordError(f"{file}, line {number}: mixed schemes: {tag} is of {scheme}, and a tag in line {line} of "
-                                f"{other}: write all in one")
+                raise WordError(f"{file}, line {number}: mixed schemes: {tag} is of {scheme}, and a tag in line {line} "
+                                f"of {other}: write all in one")
 
 
 def gather(path, val_split=0.2):
-    """The sentences of a folder or a file: Corpus. Where there is no val, a share of train is set aside, chosen by a hash
-    of the words, so that the same sentence is never parted. Raises WordError.
+    """The sentences of a folder or a file: Corpus. Where there is no val, a share of train is set aside, chosen by a
+    hash of the words, so that the same sentence is never parted. Raises WordError.
     """
     files = find_files(path)
     found = {split: read(file) for split, file in files.items()}
@@ -308,8 +311,8 @@ def gather(path, val_split=0.2):
         for sentence in sentences:
             for start, _, name in entities(sentence.tags):
                 if name not in types:
-                    raise WordError(f"{files[split]}, line {sentence.lines[start]}: an entity of the type {name!r}, which "
-                                    "train has none of: put some into train, or leave that sentence out")
+                    raise WordError(f"{files[split]}, line {sentence.lines[start]}: an entity of the type {name!r}, "
+                                    "which train has none of: put some into train, or leave that sentence out")
     if "val" not in splits:
         splits["train"], splits["val"] = _set_aside(splits["train"], val_split, files["train"])
     classes = ["O", *(f"{prefix}-{name}" for name in types for prefix in "BI")]
@@ -380,15 +383,15 @@ def describe(corpus):
 
 
 class WordList(Dataset):
-    """Sentences, cut into pieces and windows, and the labels of their words. Asked for a key (epoch, index) or an index, it
-    gives a window; `collate` makes a batch of such items.
+    """Sentences, cut into pieces and windows, and the labels of their words. Asked for a key (epoch, index) or an
+    index, it gives a window; `collate` makes a batch of such items.
 
-    A sentence that the network takes is one window. A longer one is several, which overlap by half, and each word is read
-    in the one in which it has the most context: where the nearer end of the window is the farthest.
+    A sentence that the network takes is one window. A longer one is several, which overlap by half, and each word is
+    read in the one in which it has the most context: where the nearer end of the window is the farthest.
 
-    sentences: [Sentence, ...], with tags. classes: as of a Corpus. tokenizer: a fast one of transformers. max_length: how
-    many pieces a window may have, the marks of beginning and end among them.
-    lengths: the pieces of each window. no_pieces: the words that have none. long: how many sentences are cut into windows.
+    sentences: [Sentence, ...], with tags. classes: as of a Corpus. tokenizer: a fast one of transformers. max_length:
+    how many pieces a window may have, the marks of beginning and end among them. lengths: the pieces of each window.
+    no_pieces: the words that have none. long: how many sentences are cut into windows.
     """
 
     def __init__(self, sentences, classes, tokenizer, max_length):
@@ -441,8 +444,9 @@ class WordList(Dataset):
         return torch.cat([before, self.ids[start:end], behind]), places, self.targets[self.parts(index)]
 
     def collate(self, items):
-        """({"input_ids", "attention_mask" (1: a piece, 0: padding): int64 (N, T), "first": bool (N, T), the first pieces of
-        the words that are read here}, labels (W,) of these words, from window to window, []). T: the pieces of the longest.
+        """({"input_ids", "attention_mask" (1: a piece, 0: padding): int64 (N, T), "first": bool (N, T), the first
+        pieces of the words that are read here}, labels (W,) of these words, from window to window, []). T: the pieces
+        of the longest.
         """
         ids, places, found = zip(*items, strict=True)
         firsts = [torch.zeros(len(one), dtype=torch.bool) for one in ids]
@@ -461,11 +465,11 @@ class WordList(Dataset):
 def _cut(sentences, tokenizer):
     """(the pieces of a sentence, for each word the place of its first one or None), for each sentence."""
     if not tokenizer.is_fast:
-        raise WordError(f"the {type(tokenizer).__name__} does not say which pieces a word has: take a network that has a "
-                        "tokenizer.json")
+        raise WordError(f"the {type(tokenizer).__name__} does not say which pieces a word has: take a network that has "
+                        "a tokenizer.json")
     # The tokenizer's own padding and truncation, which its file may ask for, are off.
-    found = tokenizer([list(sentence.words) for sentence in sentences], is_split_into_words=True, add_special_tokens=False,
-                      padding=False, truncation=False, verbose=False)
+    found = tokenizer([list(sentence.words) for sentence in sentences], is_split_into_words=True,
+                      add_special_tokens=False, padding=False, truncation=False, verbose=False)
     for number, sentence in enumerate(sentences):
         firsts = [None] * len(sentence.words)
         for place, word in enumerate(found.word_ids(number)):
@@ -484,7 +488,9 @@ def _marks(tokenizer):
 
 
 def _windows(firsts, length, room):
-    """[(first piece, the piece behind the last, the words that are read there), ...] of a sentence of so many pieces."""
+    """[(first piece, the piece behind the last, the words that are read there), ...] of a sentence of so many
+    pieces.
+    """
     begins = sorted(first for first in firsts if first is not None)
     ranges, start = [], 0
     while start + room < length:
@@ -513,16 +519,19 @@ def describe_pieces(windows, split, max_length):
     lines = []
     if windows.no_pieces:
         some = _some([ascii(word) for word in windows.no_pieces])
-        lines.append(f"note: {split}: {_count(len(windows.no_pieces), 'word')} without a piece ({some}): predicted as O")
+        without = _count(len(windows.no_pieces), "word")
+        lines.append(f"note: {split}: {without} without a piece ({some}): predicted as O")
     if windows.long:
-        lines.append(f"note: {split}: {_count(windows.long, 'sentence')} of more than {max_length} pieces (--max-length): "
-                     "read in windows that overlap by half")
+        long = _count(windows.long, "sentence")
+        lines.append(f"note: {split}: {long} of more than {max_length} pieces (--max-length): read in windows that overlap "
+                     "by half")
     return lines
 
 
 def words_of(text, tokenizer):
-    """The places [(start, end), ...] of the words of a text, as transformers' pipeline finds them: what the tokenizer takes
-    for words, if its pieces say which ones go on with a word (BERT: "##ing"); otherwise what stands between blanks.
+    """The places [(start, end), ...] of the words of a text, as transformers' pipeline finds them: what the tokenizer
+    takes for words, if its pieces say which ones go on with a word (BERT: "##ing"); otherwise what stands between
+    blanks.
     """
     model = tokenizer.backend_tokenizer.model
     if not getattr(model, "continuing_subword_prefix", None):
@@ -595,8 +604,8 @@ def _through(layers, features):
 
 
 def predicted_tags(outputs, numbers, sentences, classes):
-    """The likeliest tag of each word, a list for each sentence; O for a word without a piece. outputs: (W, C), of the words
-    of these numbers (W,).
+    """The likeliest tag of each word, a list for each sentence; O for a word without a piece. outputs: (W, C), of the
+    words of these numbers (W,).
     """
     found = torch.zeros(sum(len(sentence.words) for sentence in sentences), dtype=torch.long)
     found[numbers] = outputs.argmax(1).cpu()
@@ -605,8 +614,8 @@ def predicted_tags(outputs, numbers, sentences, classes):
 
 
 def count(sentences, predicted):
-    """{type: [right, predicted, true]}, numbers of entities. predicted: tags, a list for each sentence. An entity is right
-    if its first word, its last word and its type are.
+    """{type: [right, predicted, true]}, numbers of entities. predicted: tags, a list for each sentence. An entity is
+    right if its first word, its last word and its type are.
     """
     counts = defaultdict(lambda: [0, 0, 0])
     for sentence, tags in zip(sentences, predicted, strict=True):
@@ -618,8 +627,8 @@ def count(sentences, predicted):
 
 
 def scores(counts):
-    """{"precision", "recall", "f1" over all entities (micro), "macro_precision", "macro_recall", "macro_f1": the means over
-    the types}. A ratio of nothing is 0.
+    """{"precision", "recall", "f1" over all entities (micro), "macro_precision", "macro_recall", "macro_f1": the means
+    over the types}. A ratio of nothing is 0.
     """
     micro = _ratios(*map(sum, zip(*counts.values(), strict=True))) if counts else (0.0, 0.0, 0.0)
     per_type = [_ratios(*of_type) for of_type in counts.values()]
@@ -650,7 +659,8 @@ def report(sentences, predicted):
         lines.append(_line(name, width, _ratios(right, given, true), true, given))
     _, given, true = map(sum, zip(*counts.values(), strict=True)) if counts else (0, 0, 0)
     for name, prefix in (("micro", ""), ("macro", "macro_")):
-        lines.append(_line(name, width, [all_scores[f"{prefix}{n}"] for n in ("precision", "recall", "f1")], true, given))
+        ratios = [all_scores[f"{prefix}{n}"] for n in ("precision", "recall", "f1")]
+        lines.append(_line(name, width, ratios, true, given))
     accuracy, always_o = word_accuracy(sentences, predicted)
     lines.append(f"word accuracy {accuracy:.4f}, and {always_o:.4f} by always saying O")
     return "\n".join(lines)
@@ -668,8 +678,8 @@ def describe_scores(counts):
 
 
 def prediction_rows(sentences, predicted, probabilities):
-    """A row for each entity that is there or was predicted: the sentence, its place in it (in characters), its words, the
-    true and the predicted type ("" for none) and the probability of what was predicted, the mean over its words.
+    """A row for each entity that is there or was predicted: the sentence, its place in it (in characters), its words,
+    the true and the predicted type ("" for none) and the probability of what was predicted, the mean over its words.
 
     probabilities: (words,), of the predicted tag of each word, those of all sentences counted on.
     """
