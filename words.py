@@ -177,7 +177,7 @@ def read(file, tags_optional=False):
         sentence, place = wrong[0]
         before = sentence.tags[place - 1] if place else "the beginning"
         notes.append(f"warning: {file}: {_count(len(wrong), 'tag')} against {scheme}, such as {sentence.tags[place]} "
-                     f"behind {before} in line {sentence.lines[place]}: an entity begins or ends there, as for conlleval")
+                     f"behind {before} in line {sentence.lines[place]}: read as the beginning or end of an entity")
     in_iob2 = [Sentence(words, encode(len(words), entities(tags)), lines) for words, tags, lines in sentences]
     return Tagged(in_iob2, scheme, notes)
 
@@ -390,11 +390,11 @@ class WordList(Dataset):
     read in the one in which it has the most context: where the nearer end of the window is the farthest.
 
     sentences: [Sentence, ...], with tags. classes: as of a Corpus. tokenizer: a fast one of transformers. max_length:
-    how many pieces a window may have, the marks of beginning and end among them. lengths: the pieces of each window.
-    no_pieces: the words that have none. long: how many sentences are cut into windows.
+    how many pieces a window may have, the marks of beginning and end among them. may_be_empty: no word need have a
+    piece. lengths: the pieces of each window. no_pieces: the words that have none. long: how many sentences are cut.
     """
 
-    def __init__(self, sentences, classes, tokenizer, max_length):
+    def __init__(self, sentences, classes, tokenizer, max_length, may_be_empty=False):
         self.targets = labels(sentences, classes)
         self.pad, self.pad_left = tokenizer.pad_token_id or 0, tokenizer.padding_side == "left"
         self.before, self.behind = _marks(tokenizer)
@@ -411,7 +411,7 @@ class WordList(Dataset):
                 of_window.append(len(numbers))
             ids += own_ids
             words_before += len(sentence.words)
-        if not windows:
+        if not windows and not may_be_empty:
             raise WordError("no word of these sentences has a piece: is this the tokenizer of the network?")
         self.lengths = [end - start + max_length - room for start, end in windows]
         # In tensors, which workers share: lists would be copied into each.
@@ -438,8 +438,7 @@ class WordList(Dataset):
     def __getitem__(self, key):
         _, index = key if isinstance(key, tuple) else (0, key)
         start, end = self.windows[index]
-        marks = (torch.tensor(part, dtype=torch.int32) for part in (self.before, self.behind))
-        before, behind = marks
+        before, behind = (torch.tensor(part, dtype=torch.int32) for part in (self.before, self.behind))
         places = self.places[self.of_window[index] : self.of_window[index + 1]]
         return torch.cat([before, self.ids[start:end], behind]), places, self.targets[self.parts(index)]
 
@@ -522,9 +521,8 @@ def describe_pieces(windows, split, max_length):
         without = _count(len(windows.no_pieces), "word")
         lines.append(f"note: {split}: {without} without a piece ({some}): predicted as O")
     if windows.long:
-        long = _count(windows.long, "sentence")
-        lines.append(f"note: {split}: {long} of more than {max_length} pieces (--max-length): read in windows that overlap "
-                     "by half")
+        lines.append(f"note: {split}: {_count(windows.long, 'sentence')} longer than the {max_length} pieces of "
+                     "--max-length: read in windows that overlap by half")
     return lines
 
 
@@ -677,16 +675,17 @@ def describe_scores(counts):
     return f"precision {found['precision']:.4f}  recall {found['recall']:.4f}  f1 {found['f1']:.4f}"
 
 
-def prediction_rows(sentences, predicted, probabilities):
+def prediction_rows(sentences, predicted, probabilities, texts=None):
     """A row for each entity that is there or was predicted: the sentence, its place in it (in characters), its words,
     the true and the predicted type ("" for none) and the probability of what was predicted, the mean over its words.
 
-    probabilities: (words,), of the predicted tag of each word, those of all sentences counted on.
+    probabilities: (words,), of the predicted tag of each word, those of all sentences counted on. texts: [(text, the
+    places of its words), ...], if they are not words joined by blanks.
     """
+    texts = texts or map(joined, sentences)
     rows, words_before = [], 0
-    for sentence, tags in zip(sentences, predicted, strict=True):
-        true, given = ({(start, end): name for start, end, name in entities(t)} for t in (sentence.tags, tags))
-        text, places = " ".join(sentence.words), places_in_text(sentence.words)
+    for sentence, tags, (text, places) in zip(sentences, predicted, texts, strict=True):
+        true, given = ({(start, end): name for start, end, name in entities(t or ())} for t in (sentence.tags, tags))
         for start, end in sorted(true.keys() | given.keys()):
             first, last = places[start][0], places[end - 1][1]
             probability = probabilities[words_before + start : words_before + end].mean().item()
@@ -697,13 +696,13 @@ def prediction_rows(sentences, predicted, probabilities):
     return rows
 
 
-def places_in_text(words):
-    """The places [(start, end), ...] of words that are joined by blanks."""
-    found, start = [], 0
-    for word in words:
-        found.append((start, start + len(word)))
+def joined(sentence):
+    """The words of a sentence with blanks between them, and their places in that, [(start, end), ...]."""
+    places, start = [], 0
+    for word in sentence.words:
+        places.append((start, start + len(word)))
         start += len(word) + 1
-    return found
+    return " ".join(sentence.words), places
 
 
 def with_column(content, sentences, predicted):
