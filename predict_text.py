@@ -349,8 +349,8 @@ def predict_entities(args, states, device):
 def refuse_conll(args):
     """Raise TextError if --conll cannot be written."""
     if args.texts[0].lower().endswith(words.JSON):
-        raise text.TextError(f"--conll adds a column to a CoNLL file, and {args.texts[0]} is called one of JSON: leave it "
-                             "out")
+        raise text.TextError(f"--conll adds a column to a CoNLL file, and {args.texts[0]} is called one of JSON: leave "
+                             "it out")
     if os.path.exists(args.conll):
         raise text.TextError(f"--conll {args.conll} exists: it was left as it is, give another name")
     if not os.path.isdir(os.path.dirname(os.path.abspath(args.conll))):
