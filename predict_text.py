@@ -369,7 +369,7 @@ def write_conll(content, file):
 
 def read_items(args, tokenizer):
     """[Item, ...] of all that is named: texts, a line each, and files of words."""
-    items, rows = [], []
+    items = []
     for path in args.texts:
         if path == "-" or os.path.isfile(path) and path.lower().endswith(".txt"):
             rows = text.read_lines(path)

@@ -269,8 +269,8 @@ def train(args, saved, stop):
     model.to(device)
 
     # ---- 6 loss ------------------------------------------------------------------------------------------------------
-    # How much a word of each class counts: a tensor (C,), or None. (A class that is in val alone counts as if once
-    # here.)
+    # How much a word of each class counts: a tensor (C,), or None. (A class that train lacks, such as the I of a type
+    # whose entities have one word there, counts as if it were there once.)
     counts = train_labels.bincount(minlength=len(classes))
     weight = losses.class_weights(args.class_weights, classes, counts.clamp(min=1).tolist(), device)
     if weight is not None and args.class_weight_mean == "weighted":
@@ -291,7 +291,7 @@ def train(args, saved, stop):
         groups.append({"layer": "loss", "params": loss_parameters, "lr": args.lr,
                        "peak_lr": args.lr, "weight_decay": 0.0})
 
-    # Section 10 makes the mean over words of that, whichever batch has how many: by the words of a window on average.
+    # How many words a window has on average: section 10 divides by it, where batches differ in their words.
     words_per_window = len(train_labels) / len(train_windows)
 
     # L2-SP: where the encoder's weights began, {name: tensor}.
