@@ -162,7 +162,7 @@ def test_names_are_learned_and_the_log_says_so(learned):
     assert found and float(found[3]) > 0.9
     assert "tags are IOB2" in said and "by always saying O" in said and "next: python predict_text.py" in said
     state = read(run / "best.pt")
-    assert state["classes"] == ["O", "B-person", "I-person", "B-place", "I-place"] and state["monitor" if 0 else "script"]
+    assert state["classes"] == ["O", "B-person", "I-person", "B-place", "I-place"]
 
 
 def test_a_column_more_and_the_same_scores(learned, tmp_path, capsys):
@@ -172,9 +172,8 @@ def test_a_column_more_and_the_same_scores(learned, tmp_path, capsys):
     printed = capsys.readouterr().out
     test = next(line for line in said.splitlines() if line.startswith("test: "))
     assert printed.splitlines()[-1] == f"{test.removeprefix('test: ')} on 30 sentences"
-    before, after = ((path).read_text().split("\n") for path in (data / "test.conll", tmp_path / "out"))
-    assert [line.rpartition("\t")[0] for line in after] == before or [
-        line.rsplit("\t", 1)[0] for line in after] == before
+    before, after = (path.read_text().split("\n") for path in (data / "test.conll", tmp_path / "out"))
+    assert [line.rpartition("\t")[0] for line in after] == before
     sentences = words.read(data / "test.conll").sentences
     given = [s.tags for s in words.read(tmp_path / "out").sentences]
     assert f"test: {words.describe_scores(words.count(sentences, given))}" == test
