@@ -146,7 +146,7 @@ def learned(tiny_bert, tmp_path_factory):
     data = tiny.write_tagged(tmp_path_factory.mktemp("tagged"), train=150, val=20, test=30)
     run = tmp_path_factory.mktemp("learned") / "run"
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        train_token_classifier.main(command_line([], {
+        train_token_classifier.main(command_line(["--no-report"], {
             "data": data, "output": run, "model": tiny_bert, "weights": "none", "epochs": 5, "batch_size": 8,
             "lr": 0.003, "dropout": 0, "amp": "off", "max_length": 40}))
     return data, run, said.getvalue()
@@ -179,7 +179,7 @@ def test_a_column_more_and_the_same_scores(learned, tmp_path, capsys):
     assert f"test: {words.describe_scores(words.count(sentences, given))}" == test
 
 
-TEXTS = ["a good xu film, not awful!", "the plot", "nice", "was great xu xu and a poor xu actor"]
+TEXTS = ["a good xu film, not awful!", "the plot", "nice", "was great xu xu and a poor yo actor"]
 
 
 def test_the_pipeline_of_transformers_finds_the_same(learned, tmp_path, capsys):

@@ -58,7 +58,7 @@ def write_reviews(path, **per_split):
 
 
 def sentences(count, seed):
-    """[(words, tags in IOB2), ...]: a good word begins a person, a bad one a place, and "xu" goes on with either."""
+    """[(words, tags in IOB2), ...]: a good word begins a person, a bad one a place; "xu" and "yo" go on with them."""
     rng, found = random.Random(seed), []
     for i in range(count):
         words, tags = [], []
@@ -67,7 +67,7 @@ def sentences(count, seed):
             tags += ["O"] * (len(words) - len(tags))
             name, kind = (rng.choice(GOOD), "person") if (i + len(words)) % 2 else (rng.choice(BAD), "place")
             longer = rng.randint(0, 1)
-            words += [name, *["xu"] * longer]
+            words += [name, *["xu" if kind == "person" else "yo"] * longer]
             tags += [f"B-{kind}", *[f"I-{kind}"] * longer]
         found.append((words, tags))
     return found
