@@ -49,16 +49,38 @@ def test_the_scheme_of_most_beginnings_counts():
     assert words.recognize([["O", "O"]]) == "IOB2"
 
 
-# What seqeval 1.2.2 (in its default mode, that of conlleval) says of these true and predicted tags, which hold sequences
-# that break their schemes: precision, recall and F1 of all; the means over the types; the F1 of each type.
+# True and predicted tags, sentences parted by |, which break their schemes here and there; and what seqeval 1.2.2 says of
+# them, in its default mode, that of conlleval (of BILOU, which that does not know, in the strict one; there nothing is
+# broken): precision, recall and F1 of all entities, their means over the types, and the F1 of each type.
 SCORED = {
     "IOB2": ("B-per I-per O B-loc O | B-per B-per O I-org I-org | O B-loc I-loc O B-misc",
-             "B-per I-per O I-loc O | B-per I-per O B-org B-org | I-loc I-loc B-loc O I-per"),
+             "B-per I-per O I-loc O | B-per I-per O B-org B-org | I-loc I-loc B-loc O I-per",
+             (0.25, 0.285714, 0.266667), (0.166667, 0.208333, 0.183333), {"loc": 0.4, "misc": 0, "org": 0, "per": 0.333333}),
+    "IOB1": ("I-per B-per I-per O I-loc | B-org O I-org I-loc B-loc",
+             "I-per I-per I-per O B-loc | I-org O B-org I-loc I-loc",
+             (0.6, 0.428571, 0.5), (0.5, 0.444444, 0.466667), {"loc": 0.4, "org": 1, "per": 0}),
+    "IO": ("I-per I-per O I-loc | I-org I-loc O O", "I-per O O I-loc | I-loc I-loc O I-misc",
+           (0.25, 0.25, 0.25), (0.125, 0.125, 0.125), {"loc": 0.5, "misc": 0, "org": 0, "per": 0}),
+    "BIOES": ("S-per B-per E-per O S-loc | B-org I-org E-org O B-loc | S-per O O",
+              "B-per I-per E-per O S-loc | B-org E-org I-org O S-loc | E-per E-per S-misc",
+              (0.375, 0.5, 0.428571), (0.333333, 0.333333, 0.333333), {"loc": 1, "misc": 0, "org": 0, "per": 0.333333}),
+    "BILOU": ("U-per B-per L-per O U-loc | B-org I-org L-org O", "U-per U-per O O U-loc | B-org L-org U-org O",
+              (0.4, 0.5, 0.444444), (0.5, 0.5, 0.5), {"loc": 1, "org": 0, "per": 0.5}),
 }
 
 
-def split(tags):
-    return [part.split() for part in tags.split("|")]
+@pytest.mark.parametrize("scheme", SCORED)
+def test_scores_are_the_numbers_of_seqeval_and_conlleval(scheme):
+    true, given, micro, macro, per_type = SCORED[scheme]
+    sentences = [words.Sentence(tags.split(), tags.split(), []) for tags in true.split("|")]
+    counts = words.count(sentences, [tags.split() for tags in given.split("|")])
+    found = words.scores(counts)
+    names = "precision", "recall", "f1"
+    assert [found[name] for name in names] == pytest.approx(micro, abs=1e-6)
+    assert [found[f"macro_{name}"] for name in names] == pytest.approx(macro, abs=1e-6)
+    for name, f1 in per_type.items():
+        assert words.scores({name: counts[name]})["f1"] == pytest.approx(f1, abs=1e-6)
+    assert counts.keys() == per_type.keys()
 
 
 # ---- files
