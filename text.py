@@ -321,6 +321,8 @@ class TextList(Dataset):
         pair): int64 (N, T)}, labels (N,), []), T being the length of the longest of these texts. The last are the
         samples that could not be read, which data.steps asks for; of texts there are none.
         """
+        if not items:  # of a small batch, a process may have none
+            return None, None, []
         ids, types, found = zip(*items, strict=True)
         x = {"input_ids": self._padded(ids, self.pad),
              "attention_mask": self._padded([torch.ones_like(one) for one in ids], 0)}
