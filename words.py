@@ -447,6 +447,8 @@ class WordList(Dataset):
         pieces of the words that are read here}, labels (W,) of these words, from window to window, []). T: the pieces
         of the longest.
         """
+        if not items:  # of a small batch, a process may have none
+            return None, None, []
         ids, places, found = zip(*items, strict=True)
         firsts = [torch.zeros(len(one), dtype=torch.bool) for one in ids]
         for first, places_here in zip(firsts, places, strict=True):
