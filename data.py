@@ -1088,9 +1088,9 @@ def _fit(side, how, image):
 
 def describe_views(pictures, preprocessing, augment):
     """Lines on how the pictures of an ImageList are seen in training: the steps of its transform, of the level
-    `augment`, and hints from a look at a few pictures. preprocessing: a dict with resize and white. Raises DataError if
-    one of them cannot be read for want of what is white (and the list does not skip such pictures): now and not in the
-    middle of an epoch.
+    `augment`, and hints from a look at a few pictures. preprocessing: a dict with image_size, resize and white. Raises
+    DataError if one of them cannot be read for want of what is white (and the list does not skip such pictures): now
+    and not in the middle of an epoch.
     """
     paths = [path for path, *_ in pictures.samples]
     if not preprocessing["white"] and pictures.on_bad_image == "error":
@@ -1099,6 +1099,11 @@ def describe_views(pictures, preprocessing, augment):
                 bad = pictures[paths.index(path)]
                 raise DataError(f"cannot read {bad.path} ({bad.reason})")
     hints = hints_about(paths, preprocessing["white"], preprocessing["resize"])
+    size = preprocessing["image_size"]
+    with torch.random.fork_rng(devices=[]):
+        height, width = pictures.transform(torch.full((3, 2 * size, 2 * size), 128, dtype=torch.uint8)).shape[-2:]
+    if (height, width) != (size, size):
+        hints.append(f"hint: the augmentation gives {height} x {width} pixels, and validation {size} x {size}")
     return "\n".join([describe_augment(pictures.transform, augment), *hints])
 
 
@@ -1480,6 +1485,10 @@ def to_input(x, mean, std):
     if x.dtype == torch.uint8 and x.ndim != 4:
         raise DataError(f"a batch of pictures is (N, 3, H, W), not {tuple(x.shape)}: flatten several views of a picture "
                         "into the batch, as by x.flatten(0, 1)")
+    # Of pictures in 0..1, those of the training alone would go on without being normalized.
+    if x.is_floating_point() and x.ndim == 4 and x.shape[1] == 3:
+        raise DataError(f"pictures have come as {x.dtype}: leave ToDtype and Normalize out of your augmentation, which "
+                        "must give uint8: all pictures are normalized here")
     x = x.to(mean.device, non_blocking=True)
     if x.dtype == torch.uint8:
         x = x.to(torch.float32, memory_format=torch.channels_last).sub_(255 * mean).div_(255 * std)

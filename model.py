@@ -525,7 +525,8 @@ def rebuild(saved):
     try:
         model.load_state_dict(saved["model"])
     except RuntimeError as error:
-        raise ModelError(f"the weights of the checkpoint do not fit its network, {saved['build']['name']}") from error
+        raise ModelError(f"the weights of the checkpoint do not fit its network, {saved['build']['name']}: a head of "
+                         "your own belongs into mlp_head in model.py (docs/editing.md)") from error
     return model
 
 

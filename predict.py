@@ -56,10 +56,10 @@ def build_parser():
     add("--file-column", metavar="COLUMN", help="with --labels: the column of the pictures (default: as in training)")
     add("--target", metavar="COLUMN",
         help="with --labels: the column of the classes (default: as in training, if that was from a table)")
-    add("--top-k", type=number(int, 1), default=1, metavar="K", help="show the K likeliest (default %(default)s)")
+    add("--top-k", type=number(int, 1), metavar="K", help="of classes: show the K likeliest (default 1)")
     add("--csv", metavar="FILE", help="write the predictions there")
     add("--all-probabilities", action="store_true",
-        help="with --csv: the probability of every class, too, in columns p_CLASS")
+        help="of classes, with --csv: the probability of each, too, in columns p_CLASS")
     add("--weights-only", metavar="FILE", help="write the bare state_dict there; it loads into plain torchvision")
     add("--export", metavar="FILE.pt2",
         help="write a program there that PyTorch runs without any code of the network: RGB in 0..1 (N, 3, size, size) "
@@ -253,6 +253,19 @@ def refuse_mirror_images(args, states):
                                              "picture: leave --tta out")
 
 
+def refuse_options_of_classes(args, state):
+    """--target, --top-k, --all-probabilities of a model of labels or numbers. Raises CheckpointError."""
+    if "classes" in state:
+        return
+    predicts, names = ("labels", state["labels"]) if "labels" in state else ("the numbers", state["targets"])
+    for option, value in (("--target", args.target), ("--top-k", args.top_k),
+                          ("--all-probabilities", args.all_probabilities)):
+        more = ", the CSV has the probabilities of all labels" if "labels" in state and option != "--target" else ""
+        if value:
+            raise checkpoint.CheckpointError(f"{option} is for classes, and {args.checkpoint[0]} predicts {predicts} "
+                                             f"{', '.join(names)}: leave it out{more}")
+
+
 def run_network(args, state, device, paths):
     """Return the outputs (N, C) in float32 for the pictures, with --tta those for their mirror images too, and
     {place in `paths`: what is wrong} of those that cannot be read.
@@ -293,7 +306,7 @@ def class_rows(args, states, outputs, good, found):
     labels = torch.tensor([one.label for one in found])
     truth = labels[good] if (labels >= 0).any() else None
     files = [found[place].path for place in good]
-    rows = metrics.prediction_rows(files, probabilities[good], classes, truth, args.top_k, args.all_probabilities)
+    rows = metrics.prediction_rows(files, probabilities[good], classes, truth, args.top_k or 1, args.all_probabilities)
     scored = [place for place in good if labels[place] >= 0]
     if not scored:
         return rows, None
@@ -353,7 +366,7 @@ def columns_of(args, state, found, truth):
     if "classes" in state:
         label = torch.zeros(1, dtype=torch.int64) if any(one.label >= 0 for one in found) else None
         zeros = torch.zeros(1, len(state["classes"]))
-        rows = metrics.prediction_rows([""], zeros, state["classes"], label, args.top_k, args.all_probabilities)
+        rows = metrics.prediction_rows([""], zeros, state["classes"], label, args.top_k or 1, args.all_probabilities)
         return list(rows[0])
     if "labels" in state:
         zeros = torch.zeros(1, len(state["labels"]))
@@ -434,6 +447,7 @@ def predict(args):
     states = load_checkpoints(args.checkpoint)
     refuse_mirror_images(args, states)
     state = states[0]
+    refuse_options_of_classes(args, state)
     if args.weights_only:
         write_weights(state, args.weights_only)
     if args.export:
@@ -441,14 +455,6 @@ def predict(args):
     if not (args.pictures or args.labels):
         return 0
     device, truth, classes = pick_device(args.device), None, state.get("classes", [])
-    predicts = "labels" if "labels" in state else "the numbers"
-    if args.target and not classes:
-        raise checkpoint.CheckpointError(f"--target is for classes, and {args.checkpoint[0]} predicts {predicts} "
-                                         f"{', '.join(state.get('labels') or state['targets'])}: leave it out")
-    if args.all_probabilities and not classes:
-        why = "leave it out, the CSV has those of all labels" if "labels" in state else "leave it out"
-        raise checkpoint.CheckpointError(f"--all-probabilities is for classes, and {args.checkpoint[0]} predicts "
-                                         f"{predicts}: {why}")
     if args.labels and classes:
         found = read_classes(args, state)
     elif args.labels:
@@ -521,6 +527,9 @@ def main(argv=None):
         parser.error("--export writes one --checkpoint: average the outputs of several programs, or of mirror images")
     if args.pictures and args.labels:
         parser.error("give either pictures or --labels, not both")
+    for option in ("csv", "tta", "top_k"):
+        if getattr(args, option) and not (args.pictures or args.labels):
+            parser.error(f"--{option.replace('_', '-')} only has a meaning with pictures or --labels")
     for option in ("split", "data", "file_column", "target"):
         if getattr(args, option) and not args.labels:
             parser.error(f"--{option.replace('_', '-')} only has a meaning with --labels")

@@ -414,12 +414,11 @@ def pick_columns(names, sheet):
         return ",".join(part.strip() for part in _clean_name(text).split(","))
 
     known = {without_blanks(column): column for column in sheet.columns}
-    found, names = [], [without_blanks(name) for name in names]
+    found, names = [], [_clean_name(name) for name in names]
     while names:
         # As many parts as make up the name of a column, or one.
-        size = next((n for n in range(len(names), 0, -1) if ",".join(names[:n]) in known), 1)
-        name = ",".join(names[:size])
-        found.append(known.get(name, name))
+        size = next((n for n in range(len(names), 0, -1) if without_blanks(",".join(names[:n])) in known), 1)
+        found.append(known.get(without_blanks(",".join(names[:size])), names[0]))
         del names[:size]
     if twice := [name for name, count in Counter(found).items() if count > 1]:
         raise TableError(f"the target {twice[0]} is named twice")
@@ -702,10 +701,12 @@ def _similar(text, folder, listed):
         here = _key(parts[i - 1]) == _key(os.path.basename(os.path.abspath(folder)))
         if (absolute or here or i < len(parts) - 1) and (found := _below(folder, parts[i:], listed)):
             return found
-    # Without the folder that the pictures lie in.
-    if found := [path for name in _homes(folder, listed).get(_key(parts[0]), ())
-                 for path in _below(os.path.join(folder, name), parts, listed)]:
-        return found
+    # Without the folder that the pictures lie in. Of a path written elsewhere, the longest end; but train/1.jpg is not
+    # test/1.jpg.
+    for i in range(len(parts) if absolute else 1):
+        homes = [name for name in _homes(folder, listed).get(_key(parts[i]), ()) if not (i and name.lower() in SPLITS)]
+        if found := [path for name in homes for path in _below(os.path.join(folder, name), parts[i:], listed)]:
+            return found
     # As in the address of a web page: %20 is a blank, and ?size=80 belongs to no name.
     plain = unquote(text.partition("?")[0] if "://" in text else text)
     return _similar(plain, folder, listed) if plain != text else []
@@ -1069,20 +1070,28 @@ def _class_notes(file, target, classes, paths):
         if lacking := [name for name in classes if not paths[split].get(name)]:
             notes.append(f"note: {file}: no row of the split {split} has the {target} {_some(lacking)}: trained, but "
                          "not scored")
-    groups = defaultdict(list)
-    for name in classes:
-        groups[_as_meant(name)].append(name)
-    if alike := [" and ".join(map(_shown, names)) for names in groups.values() if len(names) > 1]:
-        more = f" and {len(alike) - 3} more such" if alike[3:] else ""
-        notes.append(f"warning: {file}: classes of their own, since text counts as it stands: {'; '.join(alike[:3])}"
-                     f"{more}: write them alike if they are one")
-    if nothing := [name for name in classes if name.lower() in NOTHING]:
-        notes.append(f"warning: {file}: {_some(nothing)} is taken as the name of a class: leave those rows out if it "
-                     "means that there is none")
+    notes.extend(_doubtful_names(file, classes, "class", "classes", "leave those rows out"))
     measured = _as_numbers(classes) and [name for name in classes if not float(name.replace(",", ".")).is_integer()]
     if measured:
         notes.append(f"warning: {file}: {target} holds numbers such as {measured[0]}, taken as the names of "
                      f"{len(classes)} classes: train_regressor.py predicts numbers")
+    return notes
+
+
+def _doubtful_names(file, names, kind, kinds, way_out):
+    """Warnings about names that may be meant as one, and about some that may mean nothing. kind, kinds: words for what
+    has them. way_out: what to do with a name of nothing.
+    """
+    notes, groups = [], defaultdict(list)
+    for name in names:
+        groups[_as_meant(name)].append(name)
+    if alike := [" and ".join(map(_shown, found)) for found in groups.values() if len(found) > 1]:
+        more = f" and {len(alike) - 3} more such" if alike[3:] else ""
+        notes.append(f"warning: {file}: {kinds} of their own, since text counts as it stands: {'; '.join(alike[:3])}"
+                     f"{more}: write them alike if they are one")
+    if nothing := [name for name in names if name.lower() in NOTHING]:
+        notes.append(f"warning: {file}: {_some(nothing)} is taken as the name of a {kind}: {way_out} if it means that "
+                     "there is none")
     return notes
 
 
@@ -1204,6 +1213,7 @@ def read_labels(file, targets, split_paths, val_split=0.2, separator=None, file_
         labels = targets
         cells = _by_row(sheet, [read_zeros_and_ones(sheet, name) for name in targets])
     sheet.notes.extend(_repeated(sheet, paths, cells, "labels"))
+    sheet.notes.extend(_doubtful_names(file, labels, "label", "labels", "take it out of the cells"))
     samples, unknown = {split: [] for split in ("train", "val", "test")}, Counter()
     for path, split, row in zip(paths, splits, cells, strict=True):
         if all(cell is None for cell in row):
@@ -1260,11 +1270,16 @@ def read_zeros_and_ones(sheet, column):
         text = row[column].strip()
         value = re.fullmatch(r"([01])([.,]0*)?", text)  # 1.0 is how a program writes it where cells are empty
         if text and not value:
-            names = "; for a column of names say --separator" if re.search(r"[^\W\d_]", text) else ""
+            # A word that is no yes or no in itself may be the name of a label.
+            names = re.search(r"[^\W\d_]", text) and text.casefold() not in NOTHING | YES_OR_NO
+            names = "; for a column of names say --separator" if names else ""
             raise TableError(f"{sheet.file}, line {line}: {column} is {_shown(text)}: write 1, 0, or nothing where it "
                              f"is not known{names}")
         found.append(float(value[1]) if value else None)
     return found
+
+
+YES_OR_NO = {"true", "false", "yes", "no", "t", "f", "y", "n", "x"}
 
 
 def read_names(sheet, column, separator):
@@ -1276,6 +1291,10 @@ def read_names(sheet, column, separator):
         names = [name for name in map(_clean_name, parts) if name]
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise TableError(f"{sheet.file}, line {line}: the label {_shown(twice[0])} stands there twice in {column}")
+        # What is left of another separator, or of a list in brackets.
+        if strange := [name for name in names if name[0] in "[{" or name[-1] in ",;|]}"]:
+            raise TableError(f"{sheet.file}, line {line}: the label {_shown(strange[0])} in {column} holds more than a "
+                             f"name: write names alone, with --separator's {separator!r} between them")
         found.append(names)
     if _separates_nothing(found) and any(found):
         place = max(range(len(found)), key=lambda i: len(sheet.rows[i][1][column]))

@@ -162,6 +162,9 @@ def train(args, saved, stop):
         pretrained = distributed.broadcast(pretrained)
         preprocessing = preprocessing_for(pretrained, args.image_size, args.resize, args.white, args.flip)
     size = preprocessing["image_size"]
+    # Another mean or std: set preprocessing["mean"] or ["std"] here; predict.py and --export take them from the
+    # checkpoint. What else is to be done to all pictures belongs into data.to_input, which predict.py calls, too (a
+    # program of --export does not).
     mean = torch.tensor(preprocessing["mean"], device=device).view(3, 1, 1)
     std = torch.tensor(preprocessing["std"], device=device).view(3, 1, 1)
     # uint8 pictures (N, 3, H, W) -> float32 on the device, normalized, channels_last. (Cached features are only
@@ -207,6 +210,7 @@ def train(args, saved, stop):
     # "fc" in a ResNet, "classifier.6" in a VGG, "heads.head" in a ViT.
     head = freeze.find_head(model)
     old_head = model.get_submodule(head)
+    # (A head of your own: change mlp_head in model.py, and say --head mlp. predict.py builds its network by it, too.)
     if args.head == "mlp":
         new_head = mlp_head(old_head, len(classes), args.hidden)  # its dropout is 0.5
     elif isinstance(old_head, nn.Conv2d):  # SqueezeNet classifies with a 1x1 convolution
@@ -455,7 +459,7 @@ def train(args, saved, stop):
             # any thaw.
             replica = nn.parallel.DistributedDataParallel(network) if processes > 1 else network
 
-            # One turn of the loop is one optimizer step. It gets --accumulate batches (x, y, pictures, number),
+            # One turn of the loop is one optimizer step. It gets --accumulate batches (x, y, samples, number),
             # already read, and how many pictures they have in all processes. (A last batch of one picture, which
             # BatchNorm could not take, is merged into the one before.) in_step: a step begins when all processes have
             # read theirs; an error in one ends all. A resumed run goes on with the first batch that it has not seen.

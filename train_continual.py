@@ -190,6 +190,9 @@ def train(args, saved, stop):
 
     preprocessing = preprocessing_for(start["preprocessing"], flip=args.flip)
     size = preprocessing["image_size"]
+    # Another mean or std: set preprocessing["mean"] or ["std"] here; predict.py and --export take them from the
+    # checkpoint. What else is to be done to all pictures belongs into data.to_input, which predict.py calls, too (a
+    # program of --export does not).
     mean = torch.tensor(preprocessing["mean"], device=device).view(3, 1, 1)
     std = torch.tensor(preprocessing["std"], device=device).view(3, 1, 1)
     # uint8 pictures (N, 3, H, W) -> float32 on the device, normalized, channels_last.
@@ -408,7 +411,7 @@ def train(args, saved, stop):
             for part in freeze.frozen_parts(model):
                 part.eval()
 
-            # One turn of the loop is one optimizer step. It gets --accumulate batches (x, y, pictures, number),
+            # One turn of the loop is one optimizer step. It gets --accumulate batches (x, y, samples, number),
             # already read, and how many pictures they have. (A last batch of one picture, which BatchNorm could not
             # take, is merged into the one before.) A resumed run goes on with the first batch that it has not seen.
             steps_done = progress.step - epoch * steps_per_epoch

@@ -164,6 +164,9 @@ def train(args, saved, stop):
         pretrained = distributed.broadcast(pretrained)
         preprocessing = preprocessing_for(pretrained, args.image_size, args.resize, args.white, args.flip)
     size = preprocessing["image_size"]
+    # Another mean or std: set preprocessing["mean"] or ["std"] here; predict.py and --export take them from the
+    # checkpoint. What else is to be done to all pictures belongs into data.to_input, which predict.py calls, too (a
+    # program of --export does not).
     mean = torch.tensor(preprocessing["mean"], device=device).view(3, 1, 1)
     std = torch.tensor(preprocessing["std"], device=device).view(3, 1, 1)
     # uint8 pictures (N, 3, H, W) -> float32 on the device, normalized, channels_last. (With --cache-features, batches
@@ -209,6 +212,7 @@ def train(args, saved, stop):
     # ResNet, "classifier.6" in a VGG, "heads.head" in a ViT.
     head = freeze.find_head(model)
     old_head = model.get_submodule(head)
+    # (A head of your own: change mlp_head in model.py, and say --head mlp. predict.py builds its network by it, too.)
     if args.head == "mlp":
         new_head = mlp_head(old_head, len(labels), args.hidden)  # its dropout is 0.5
     elif isinstance(old_head, nn.Conv2d):  # SqueezeNet classifies with a 1x1 convolution
@@ -291,8 +295,9 @@ def train(args, saved, stop):
         # Each label is a yes or no of its own: a sigmoid for each output, and no softmax over them.
         criterion = partial(masked_cross_entropy, pos_weight=pos_weight)
     # Your own loss: put it here, as `criterion`. Any function or nn.Module that takes logits (N, L), targets (N, L) of
-    # 0 and 1 and weights (N, L), all float32, and returns a scalar: the mean over the cells of weight times loss. The
-    # next line refuses --pos-weight if it has no `pos_weight`, as an attribute or an argument of functools.partial.
+    # 0 and 1 and weights (N, L), all float32, and returns a scalar: the mean over the cells of weight times loss.
+    # (nn.BCEWithLogitsLoss takes no weights; masked_cross_entropy, below, does.) The next line refuses --pos-weight if
+    # it has no `pos_weight`, as an attribute or an argument of functools.partial.
     losses.refuse_unused(criterion, pos_weight=pos_weight)
     # A module is moved to the device. If it has parameters of its own, they train at the head's rate and are saved.
     loss_parameters = losses.own_parameters(criterion, device)

@@ -199,7 +199,7 @@ def train(args, saved, stop):
     # For evaluation, sorted by length; its batches hold indices and not labels, which are looked up by them.
     eval_loader = partial(loader_of, tokenizer=tokenizer, max_length=max_length,
                           batch_size=args.batch_size, workers=args.workers, rank=rank, processes=processes)
-    val_loader = eval_loader(texts.splits["val"])
+    val_loader = eval_loader("val", texts.splits["val"])
     val_labels = text.labels(texts.splits["val"]).to(device)
 
     # ---- 4 model and head --------------------------------------------------------------------------------------------
@@ -560,7 +560,7 @@ def train(args, saved, stop):
     if not args.no_test:
         model.load_state_dict(best_weights)
         split = "test" if "test" in texts.splits else "val"
-        test_loader = eval_loader(texts.splits[split])
+        test_loader = eval_loader(split, texts.splits[split])
         # Without autocast, so in float32, as predict_text.py does.
         outputs, indices = evaluate(whole, batches_of(test_loader), nullcontext(), to_input, device)
         test(outputs, indices, texts, split, run.folder)
@@ -588,9 +588,11 @@ def plain_mean_cross_entropy(logits, labels, weight, label_smoothing):
     return per_text.mean()
 
 
-def loader_of(samples, tokenizer, max_length, batch_size, workers, rank, processes):
+def loader_of(split, samples, tokenizer, max_length, batch_size, workers, rank, processes):
     """The texts of a split for evaluation, the longest first. Their labels are their places in the split."""
     found = text.TextList(samples, tokenizer, max_length).numbered()
+    if found.cut:
+        print(f"note: {found.cut} of {len(found)} texts of {split} are longer than {max_length} pieces: cut off there")
     longest_first = text.LongestFirst(found.lengths)
     order = data.SeededBatches(len(found), batch_size, rank=rank, processes=processes, arrange=longest_first)
     return data.make_loader(found, order, workers, collate_fn=found.collate)

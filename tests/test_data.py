@@ -1183,6 +1183,10 @@ def test_what_is_said_about_the_augmentation():
     assert data.describe_augment(data.train_transform(32, "none"), "none") == "augment: none"
     assert data.describe_augment(v2.Compose([standard, v2.ColorJitter()]), "light") == "augment: light (ColorJitter)"
     assert data.describe_augment(lambda x: x, "light") == "augment: light"  # one of your own
+    for name, hints in (("square", []), ("flat", ["hint: the augmentation gives 16 x 32 pixels, and validation 32 x 32"])):
+        one = data.ImageList([], v2.Resize((16 if name == "flat" else 32, 32)))
+        said = data.describe_views(one, {"image_size": 32, "resize": "crop", "white": None}, "light")
+        assert said.splitlines() == ["augment: light", *hints]
 
 
 def test_mix_seed_uses_every_number():

@@ -19,11 +19,13 @@ import lr_finder
 import metrics
 import model as models
 import pages
+import predict
 import train_classifier
 from conftest import ROOT, read
 from test_distributed import together  # noqa: F401
 from test_interruptions import assert_the_same_run, stop_at
 from test_train_classifier import SGD, history
+from test_train_regressor import rows_of
 
 numbers = itertools.count()
 
@@ -254,6 +256,26 @@ def test_features_of_a_changed_function_transform(edited, train, monkeypatch, tm
         assert len(decoded) == again, (function, factor)
 
 
+def test_another_mean_and_std_are_those_of_predict_py(edited, train, pictures, tmp_path):
+    edited(*pages.edits("mean_and_std"))
+    run = train()
+    with pytest.raises(SystemExit):
+        predict.main(["--checkpoint", str(run / "best.pt"), str(pictures / "test"), "--csv", str(tmp_path / "x.csv")])
+    rows = rows_of(tmp_path / "x.csv")
+    assert rows == rows_of(run / "test_predictions.csv")
+    prepare = data.eval_transform(32, resize_size=37)
+    x = torch.stack([prepare(pil_to_tensor(data.decode(row["file"]))) for row in rows]) / 255
+    probabilities = models.rebuild(read(run / "best.pt")).eval()((x - 0.5) / 0.25).softmax(1).amax(1)
+    assert probabilities.tolist() == pytest.approx([float(row["probability"]) for row in rows], abs=1e-5)
+
+
+def test_an_augmentation_that_normalizes_itself(edited, train, error_of, tmp_path):
+    """Validation would see other numbers than training."""
+    edited(*in_lines(pages.edits("darker"), ".to(torch.uint8)", "/ 255"))
+    error = error_of(train, output=tmp_path / "x")
+    assert "pictures have come as torch.float32: leave ToDtype and Normalize out of your augmentation" in error
+
+
 INTERRUPTIONS = "INTERRUPTIONS = (ending.Stopped, data.DataError, distributed.ProcessError)"
 
 
@@ -267,3 +289,5 @@ def test_a_head_of_ones_own_in_all_that_build_it(train, pictures, monkeypatch):
     state = read(train("--head", "mlp", "--hidden", 5) / "best.pt")
     head = models.rebuild(state).get_submodule(state["head"])
     assert [type(layer) for layer in head] == [nn.Linear, nn.GELU, nn.Dropout, nn.Linear] and head[0].out_features == 5
+    with pytest.raises(models.ModelError, match="do not fit its network, shufflenet_v2_x0_5: a head of your own belongs into mlp_head"):
+        models.rebuild(state | {"hidden": 0})  # as one that was written into the script

@@ -246,6 +246,7 @@ def test_labels_without_numbers(numbers, discs, tmp_path, capsys, rows, note, sc
         assert float(table[2].split()[2]) == pytest.approx(sum(errors) / count, rel=1e-4)
         assert (f"{name} is known for {count} of {len(rows)} pictures" in table[5:6]) is (count < len(rows))
     assert "--all-probabilities is for classes" in _error(capsys, [*argv, "--all-probabilities"])
+    assert f"--top-k is for classes, and {numbers} predicts the numbers radius, place: leave it out\n" in _error(capsys, [*argv, "--top-k", 2])
 
 
 def _error(capsys, argv):
@@ -303,6 +304,9 @@ def test_tables_whose_columns_are_not_those_of_the_training(run, unread, tmp_pat
     for option in ("split", "data", "file-column", "target"):
         error = error_of(predict.main, [*as_text[:2], str(tmp_path), f"--{option}", "val"])
         assert error == f"error: --{option} only has a meaning with --labels"
+    for option in (["--csv", "x.csv"], ["--top-k", "2"], ["--tta"]):
+        error = error_of(predict.main, [*as_text[:2], "--weights-only", str(tmp_path / "w.pth"), *option])
+        assert error == f"error: {option[0]} only has a meaning with pictures or --labels"
     assert call(*folders, "--csv", file) == 2 and "would write over the labels" in capsys.readouterr().err
 
 

@@ -1,5 +1,6 @@
 """train_text_classifier.py as a user runs it, on a tiny BERT with random weights."""
 
+import importlib
 import json
 import shutil
 
@@ -7,9 +8,10 @@ import pytest
 import torch
 import transformers
 
+import pages
 import tiny_bert as tiny
 import train_text_classifier
-from conftest import changed, read
+from conftest import ROOT, changed, read
 from test_interruptions import assert_the_same_run, stop_at
 from test_train_classifier import history
 
@@ -86,6 +88,18 @@ def test_layers_without_weights_train_with_the_head(classify_text, tiny_bert, tm
     train_text_classifier.main(["--model", str(folder), "--list-layers", "--freeze", "backbone"])
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("bert.pooler"))
     assert "trains" in line
+
+
+def test_the_edits_of_the_pages_work_here_too(classify_text, monkeypatch, tmp_path):
+    """docs/editing.md: a loss with a parameter of its own, a schedule of PyTorch's, a metric; all at once."""
+    hunks = [*pages.edits("learned_scale"), *pages.edits("one_cycle"), *pages.edits("kappa")[1:]]
+    lines = pages.edit((ROOT / "train_text_classifier.py").read_text().splitlines(), hunks)
+    (tmp_path / "train_edited_texts.py").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(train_text_classifier, "main", importlib.import_module("train_edited_texts").main)
+    state = read(classify_text(epochs=2) / "last.pt")
+    assert state["loss"] == "LearnedScale" and state["scheduler"]["last_epoch"] == state["step"] == 14
+    assert "val_kappa" in state["history"][1] and "scale" in state["criterion"]
 
 
 def test_a_rate_is_suggested_and_a_page_is_written(classify_text, capsys):
