@@ -146,17 +146,19 @@ def add_picture_options(add, without=()):
         help="stop at a picture that cannot be read, or leave it out (default %(default)s)")
 
 
-def add_text_options(add):
-    """Texts, and the batches of them. add: the `add_argument` of the group "data"."""
-    add("--data", metavar="PATH",
-        help="a CSV, TSV or JSON-lines file; a folder with one for each split, train.csv and so on; or a folder of class "
-             "folders of text files, maybe below train/, val/ and test/")
+OF_TABLES = ("a CSV, TSV or JSON-lines file; a folder with one for each split, train.csv and so on; or a folder of "
+             "class folders of text files, maybe below train/, val/ and test/")
+
+
+def add_text_options(add, files=OF_TABLES, read="that are read of a text", texts="texts"):
+    """Texts, and the batches of them. add: the `add_argument` of the group "data". The rest: words for the help."""
+    add("--data", metavar="PATH", help=files)
     add("--val-split", type=number(float, 0.01, 0.99), default=0.2, metavar="SHARE",
         help="share that is set aside where there is no split val (default %(default)s)")
     add("--max-length", type=positive, metavar="N",
-        help="pieces that are read of a text (default: as many as the network takes, 512 at most)")
+        help=f"pieces {read} (default: as many as the network takes, 512 at most)")
     add("-b", "--batch-size", type=positive, default=32, metavar="N",
-        help="texts per batch, under torchrun in each process (default %(default)s)")
+        help=f"{texts} per batch, under torchrun in each process (default %(default)s)")
     add("-j", "--workers", type=count, default=0, metavar="N",
         help="processes that put batches together; does not change the result (default %(default)s)")
 

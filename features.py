@@ -135,7 +135,7 @@ class Cache:
             once = _read_once(loader, view)
             batches = self.bar(self.read(once, 2 if order.shuffle else 0), f"features of {split}", len(once))
             cached = share_features(file, self.key, self._compute(batches))
-        return FeatureBatches(cached, loader.dataset.labels(), order)
+        return FeatureBatches(cached, loader.dataset.labels(), order, getattr(loader.dataset, "parts", None))
 
     @torch.inference_mode()
     def _compute(self, batches):
@@ -155,11 +155,12 @@ def _read_once(loader, view):
 
 class FeatureBatches:
     """Like a DataLoader over the batches of `order`: (features (N, ...), labels (N,), []) from what `read_features` has
-    found. labels: those of all pictures. Pictures that could not be read are left out.
+    found. labels: those of all pictures. Pictures that could not be read are left out. parts: where features and labels
+    are not of a sample, but of its parts, such as the words of a sentence: parts(index), their numbers.
     """
 
-    def __init__(self, saved, labels, order):
-        self.saved, self.labels, self.batch_sampler = saved, labels, order
+    def __init__(self, saved, labels, order, parts=None):
+        self.saved, self.labels, self.batch_sampler, self.parts = saved, labels, order, parts
 
     def __len__(self):
         return len(self.batch_sampler)
@@ -171,6 +172,8 @@ class FeatureBatches:
         for keys in self.batch_sampler:
             if keys:  # of a small batch, a process may have none
                 chosen = torch.tensor([index for _, index in keys])
+                if self.parts:
+                    chosen = torch.cat([self.parts(index) for index in chosen.tolist()])
                 chosen = chosen[place[chosen] >= 0]
                 features = self.saved["features"][place[chosen]].contiguous(memory_format=_layout(self.saved))
                 yield features, self.labels[chosen], []

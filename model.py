@@ -107,8 +107,8 @@ def load_pretrained(weights, name):
         if Path(entry.url).name == Path(file).name:
             pretrained |= _preset(entry) | {"imagenet_input": True}
     scripts = ("train_classifier", "train_continual", "train_multilabel", "train_regressor")
-    if isinstance(holder, dict) and holder.get("script") == "train_text_classifier":
-        raise ModelError(f"{file} takes texts, train_text_classifier.py wrote it: --weights takes those of a network "
+    if isinstance(holder, dict) and holder.get("script") in ("train_text_classifier", "train_token_classifier"):
+        raise ModelError(f"{file} takes texts, {holder['script']}.py wrote it: --weights takes those of a network "
                          "for pictures")
     if isinstance(holder, dict) and holder.get("script") in scripts:  # one of our checkpoints
         pretrained |= holder["preprocessing"] | {"outputs": output_names(holder)}

@@ -6,8 +6,8 @@
 
 Reads history.csv (one row per epoch: train_X and val_X share a panel), args.json, and test_predictions.csv or else
 val_predictions.csv; of train_continual.py also old_test_predictions.csv or old_val_predictions.csv. (Of texts, they
-have the column "text", of pairs also "text_2", in place of "file".) The page holds its pictures, so it can be sent as
-it is; they also lie beside it as PNG files.
+have the column "text", of pairs also "text_2", in place of "file"; of entities, a row for each.) The page holds its
+pictures, so it can be sent as it is; they also lie beside it as PNG files.
 
 This file needs matplotlib and PIL and can be copied into any project.
 """
@@ -44,7 +44,8 @@ MOST_TARGETS = 12  # in the pictures of numbers
 MOST_PANELS = 24  # in the picture of the curves
 MARK = "report.py"  # stands at the beginning of every file that is written here
 HEADINGS = {"curves.png": "Training", "confusion.png": "Classes", "labels.png": "Labels",
-            "predicted.png": "Predicted and true", "residuals.png": "Errors", "mistakes.png": "The worst mistakes"}
+            "entities.png": "Entities", "predicted.png": "Predicted and true", "residuals.png": "Errors",
+            "mistakes.png": "The worst mistakes"}
 STYLES = {"train": ("training", {"color": "tab:blue", "linestyle": "--", "marker": "o"}),
           "val": ("validation", {"color": "black", "linestyle": "-", "marker": "s"}),
           "old_val": ("old validation", {"color": "tab:red", "linestyle": ":", "marker": "^"}),
@@ -124,7 +125,7 @@ def read_predictions(folder, prefix=""):
     rows = read_csv(path, lambda name: re.fullmatch(pattern, name))
     subject = "text" if text_columns(names) else "file"
     needed = ["file"] if targets else ["file", *(f"p_{name}" for name in labels)] if labels else [
-        subject, "prediction", "probability"]
+        subject, "entity" if of_entities(names) else "prediction", "probability"]
     if not all(row.get(name, "") != "" and row[name] == row[name] for row in rows for name in needed):  # "" or nan
         raise ReportError(f"{path} lacks a {', '.join(needed)} in some row: restore it, or delete it")
     return split, [row | {name: row.get(name, math.nan) for name in targets} for row in rows], targets
@@ -135,6 +136,11 @@ def label_names(columns):
     first, rest = list(columns)[:2], list(columns)[2:]
     of_labels = first == ["file", "labels"] and all(name.startswith(("p_", "true_")) for name in rest)
     return [name.removeprefix("p_") for name in rest if name.startswith("p_")] if of_labels else []
+
+
+def of_entities(columns):
+    """Whether a file with these columns has a row for each entity in texts, true or predicted."""
+    return {"text", "start", "end", "entity", "truth", "prediction", "probability"} <= set(columns)
 
 
 def text_columns(columns):
@@ -194,7 +200,8 @@ def advice(history, monitor, options=None):
 
 def what_it_learned(history):
     """Words for what a run learns from."""
-    return "texts" if any("texts_per_second" in row for row in history) else "pictures"
+    of_texts = any("texts_per_second" in row or "words_per_second" in row for row in history)
+    return "texts" if of_texts else "pictures"
 
 
 def noise_of(options):
@@ -667,6 +674,42 @@ def judge_classes(rows, find):
     return facts, found
 
 
+def judge_entities(rows):
+    """As `judge_classes`, for entities in texts: a row for each that is true or predicted. One is right if its place
+    and its type are.
+    """
+    right, given, true = Counter(), Counter(), Counter()
+    for row in rows:
+        true[row["truth"]] += 1
+        given[row["prediction"]] += 1
+        right[row["truth"]] += row["truth"] == row["prediction"]
+    types = sorted((true | given).keys() - {""})
+
+    def line(name, names):
+        hits, said, there = (sum(counts[n] for n in names) for counts in (right, given, true))
+        ratios = hits / max(1, said), hits / max(1, there), 2 * hits / max(1, said + there)
+        return [name, *(f"{ratio:.4f}" for ratio in ratios), there, said]
+
+    micro, cells = line("all (micro)", types), [line(name, [name]) for name in types]
+    sections = {"Missed": [row for row in rows if not row["prediction"]],
+                "Invented": [row for row in rows if not row["truth"]],
+                "Of the wrong type": [row for row in rows if row["truth"] and row["prediction"]
+                                      and row["truth"] != row["prediction"]]}
+    facts = [("precision, recall, F1", ", ".join(micro[1:4])),
+             ("mistakes", ", ".join(f"{len(wrong)} {name.lower()}" for name, wrong in sections.items()))]
+    below = table(["type", "precision", "recall", "F1", "true", "predicted"], [*cells, micro], best=len(cells))
+    lists = []
+    for name, wrong in sections.items():
+        worst = sorted(wrong, key=lambda row: -row["probability"])[:WORST]
+        lines = [[shortened(row["text"], LONGEST), row["entity"], row["truth"] or "-", row["prediction"] or "-",
+                  f"{row['probability']:.1%}"] for row in worst]
+        if worst:
+            lists.append(f"<h3>{name}: {len(worst)} of {len(wrong)}, the most probable first</h3>\n"
+                         + table(["text", "entity", "true", "predicted", "probability"], lines, "texts"))
+    found = {"entities.png": (None, "", below)}
+    return facts, found | ({"mistakes.png": (None, "", "\n".join(lists))} if lists else {})
+
+
 def judge_labels(rows, labels, find):
     """As `judge_classes`, for labels of which a picture may have any number. Where it is not known whether it has one,
     the picture does not count for that label.
@@ -776,7 +819,8 @@ def write_report(folder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about letters that the font does not have
         labels = label_names(rows[0]) if rows else []
-        known = [row for row in rows if targets or row.get("truth")
+        entities = bool(rows) and of_entities(rows[0])
+        known = [row for row in rows if targets or entities or row.get("truth")
                  or any(math.isfinite(row.get(f"true_{name}", math.nan)) for name in labels)]
         if rows:
             facts.append(("judged on", split + (", which chose best.pt: expect a little less on others"
@@ -787,6 +831,7 @@ def write_report(folder):
             facts.append(("not judged", f"{len(rows) - len(known)} of {len(rows)} {things}, whose {what} not known"))
         if known:
             more, judged = (judge_numbers(known, targets, bool(options.get("log_target")), find) if targets
+                            else judge_entities(known) if entities
                             else judge_labels(known, labels, find) if labels else judge_classes(known, find))
             facts += more
         old_rows = [row for row in old_rows if row.get("truth")]
@@ -868,7 +913,7 @@ def sum_up(folder, history, monitor, pictures=True):
     except ReportError as error:
         lines.append(f"note: no report: {error}")
     lines.append(f"files are in {folder}" + (f"; look at {written[-1]}" if written else ""))
-    script, takes = ("predict_text.py", "TEXTS") if "text_column" in options else ("predict.py", "PICTURES")
+    script, takes = ("predict_text.py", "TEXTS") if "max_length" in options else ("predict.py", "PICTURES")
     lines.append(f"next: python {script} --checkpoint {shlex.quote(str(Path(folder, 'best.pt')))} {takes}")
     return "\n".join(lines)
 

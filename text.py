@@ -321,6 +321,8 @@ class TextList(Dataset):
         pair): int64 (N, T)}, labels (N,), []), T being the length of the longest of these texts. The last are the
         samples that could not be read, which data.steps asks for; of texts there are none.
         """
+        if not items:  # of a small batch, a process may have none
+            return None, None, []
         ids, types, found = zip(*items, strict=True)
         x = {"input_ids": self._padded(ids, self.pad),
              "attention_mask": self._padded([torch.ones_like(one) for one in ids], 0)}
@@ -522,14 +524,21 @@ def make_config(pretrained, classes, tokenizer=None):
     return config
 
 
-def make_tokenizer(pretrained):
-    """The tokenizer, from `load_pretrained` or what a checkpoint holds of it. Raises TextError."""
+def make_tokenizer(pretrained, of_words=False):
+    """The tokenizer, from `load_pretrained` or what a checkpoint holds of it; of_words: for texts that are lists of words,
+    of which those of the kind of GPT-2 and RoBERTa then see each one with a blank before it. Raises TextError.
+    """
     from transformers import AutoTokenizer
 
+    files = pretrained["tokenizer"]
+    of_bytes = "merges.txt" in files or '"ByteLevel"' in files.get("tokenizer.json", "")
+    how = {"add_prefix_space": True} if of_words and of_bytes else {}
     with tempfile.TemporaryDirectory(prefix="tokenizer-") as folder, _quiet():
         write_files(pretrained, folder)
+        if how and "tokenizer.json" in files:  # which some kinds of tokenizers follow, and not what they are told
+            _with_blanks_before_words(Path(folder, "tokenizer.json"))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **how)
         except Exception as error:  # whatever is wrong with its files
             reason = str(error).strip().partition("\n")[0][:150] or type(error).__name__
             raise TextError(f"{pretrained['source']}: its tokenizer cannot be made ({reason}): fetch its files "
@@ -538,6 +547,15 @@ def make_tokenizer(pretrained):
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.name_or_path = ""
     return tokenizer
+
+
+def _with_blanks_before_words(file):
+    state = json.loads(file.read_text(encoding="utf-8"))
+    cutter = state.get("pre_tokenizer") or {}
+    for part in [cutter, *cutter.get("pretokenizers", ())]:
+        if part.get("type") == "ByteLevel":
+            part["add_prefix_space"] = True
+    file.write_text(json.dumps(state), encoding="utf-8")
 
 
 def write_files(pretrained, folder):
@@ -575,15 +593,16 @@ def pick_max_length(wanted, config, tokenizer):
     return wanted or min(512, limit or 512)
 
 
-def make_network(config, source=""):
-    """AutoModelForSequenceClassification.from_config(config), with random weights. Raises TextError for a kind without
-    such a head.
+def make_network(config, source="", of_words=False):
+    """AutoModelForSequenceClassification.from_config(config), with random weights; of_words: the one for tokens. Raises
+    TextError for a kind without such a head.
     """
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
+    kind = AutoModelForTokenClassification if of_words else AutoModelForSequenceClassification
     try:
         with _quiet():
-            return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            return kind.from_config(config, dtype=torch.float32, trust_remote_code=False)
     except ValueError as error:
         raise TextError(f"{source}: a {config.model_type} has no head for classes in transformers: take another network, "
                         "an encoder such as BERT") from error
@@ -708,9 +727,11 @@ def same_head(pretrained, classes):
 
 
 def network_of(state):
-    """The network of a checkpoint that train_text_classifier.py wrote, with its weights. Raises TextError."""
+    """The network of a checkpoint that train_text_classifier.py wrote, or train_token_classifier.py (its pool is "words"),
+    with its weights. Raises TextError.
+    """
     source, classes, head = state["build"]["source"], state["classes"], state["head"]
-    model = make_network(make_config(state["build"], classes), source)
+    model = make_network(make_config(state["build"], classes), source, state["pool"] == "words")
     if state["pool"] == "mean":
         model = MeanPooled(model)
     try:
@@ -737,7 +758,8 @@ def save_pretrained(state, folder):
                         "predict_text.py, or train with --pool head")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise TextError(f"{folder} exists and is no empty folder: it was left as it is, give another name")
-    model, tokenizer, is_new = network_of(state).eval(), make_tokenizer(state["build"]), not folder.exists()
+    model, is_new = network_of(state).eval(), not folder.exists()
+    tokenizer = make_tokenizer(state["build"], state["pool"] == "words")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _quiet():
@@ -772,13 +794,16 @@ def _compare(state, model, folder):
     """Raise TextError if a folder of transformers cuts a text into other pieces than the checkpoint, or has other
     outputs.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
+    of_words = state["pool"] == "words"
+    kind = AutoModelForTokenClassification if of_words else AutoModelForSequenceClassification
     # Longer than max_length: each sentence has 8 pieces or more.
     words = " ".join(f"These are {number} words to try it by." for number in range(state["max_length"] // 8 + 1))
-    cut = _encode(make_tokenizer(state["build"]), [words], truncation=True, max_length=state["max_length"])
+    own = make_tokenizer(state["build"], of_words)
+    cut = _encode(own, [words], truncation=True, max_length=state["max_length"])
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    again = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    again = kind.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     # The beginning is enough for the networks, and quick.
     x = {name: torch.tensor(found)[:, :64] for name, found in cut.items()}
     same = torch.allclose(model(**x).logits, again.eval()(**x).logits, rtol=1e-4, atol=1e-4)

@@ -106,7 +106,7 @@ def read_arguments(argv):
     if len(args.text_column) > 2:
         parser.error("--text-column names one column, or the two of a pair")
     by_class = args.loss in ("cross-entropy", "focal"), "--loss cross-entropy or focal"
-    by_columns = not args.data or text.find_tables(args.data), "a table of texts"
+    by_columns = not os.path.isdir(args.data or "") or text.find_tables(args.data), "a table of texts"
     encoder_trains = freeze.backbone_trains(args.freeze, args.unfreeze)
     refuse_idle(parser, typed, shared_rules(args, encoder_trains, args.processes) | {
         "focal_gamma": (args.loss == "focal", "--loss focal"), "costs": (args.loss == "cost", "--loss cost"),

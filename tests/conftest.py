@@ -206,6 +206,31 @@ def classify_text(reviews, tiny_bert, tmp_path):
     return run
 
 
+@pytest.fixture(scope="session")
+def tagged(tmp_path_factory):
+    """A folder of CoNLL files with 20 / 6 / 6 sentences. Not to be changed by a test."""
+    import tiny_bert
+
+    return tiny_bert.write_tagged(tmp_path_factory.mktemp("tagged"), train=20, dev=6, test=6)
+
+
+@pytest.fixture
+def tag_words(tagged, tiny_bert, tmp_path):
+    """As `train`, for train_token_classifier.main."""
+    import train_token_classifier
+
+    runs = iter(range(100))
+
+    def run(*options, data=tagged, output=None, **replaced):
+        output = output or tmp_path / f"words{next(runs)}"
+        settings = {"data": data, "output": output, "model": tiny_bert, "epochs": 1, "batch_size": 4, "amp": "off",
+                    "no_report": True}
+        train_token_classifier.main(command_line(options, settings | replaced))
+        return output
+
+    return run
+
+
 @pytest.fixture
 def error_of(capsys):
     """error_of(function, ...) calls it, demands exit status 2 and exactly one line `error: ...` on stderr, and returns

@@ -16,6 +16,7 @@ import train_continual
 import train_multilabel
 import train_regressor
 import train_text_classifier
+import train_token_classifier
 
 PAGE = ROOT / "docs/options.md"
 TOP = """# Every option
@@ -44,11 +45,11 @@ def option_rows(script):
 def page():
     lines, of_the_classifier, all_options = [], set(), []
     for script in (train_classifier, train_multilabel, train_regressor, train_continual, predict, train_text_classifier,
-                   predict_text):
+                   train_token_classifier, predict_text):
         lines += [f"## {script.__name__}.py", ""]
         options = [next(word for word in action.option_strings if word.startswith("--"))
                    for action in script.build_parser()._actions if action.option_strings and action.dest != "help"]
-        if script in (train_multilabel, train_regressor, train_continual, train_text_classifier):
+        if script in (train_multilabel, train_regressor, train_continual, train_text_classifier, train_token_classifier):
             lacking = "`, `".join(option for option in all_options if option not in options)
             lines += [f"As `train_classifier.py`, except for the options below, and without `{lacking}`.", ""]
         lines += ["| | |", "|---|---|"]

@@ -29,7 +29,7 @@ from pages import TEXT
 from test_interruptions import FULL, MIXED, assert_the_same_run
 from test_train_classifier import history
 
-TIMES = ("seconds", "images_per_second", "texts_per_second")
+TIMES = ("seconds", "images_per_second", "texts_per_second", "words_per_second")
 
 
 @pytest.fixture
@@ -457,3 +457,15 @@ def test_two_processes_train_on_texts_what_one_does(together, classify_text, rev
     texts = [sorted(line.split(",")[0] for line in (run / "test_predictions.csv").read_text().splitlines())
              for run in (alone, both)]
     assert texts[0] == texts[1] and len(texts[0]) == 9
+
+
+def test_two_processes_train_on_words_what_one_does(together, tag_words, tagged, tiny_bert):
+    """Windows with unlike numbers of words; each word counts the same, and the features of words are shared out."""
+    options = {"freeze": "backbone", "dropout": 0, "lr": 0.01, "epochs": 2, "max_length": 12,
+               "class_weights": "balanced"}
+    alone = tag_words(batch_size=8, **options)
+    _, both = together(2, "token_classifier", "--cache-features", 1, data=tagged, model=tiny_bert, weights=None,
+                       image_size=None, batch_size=4, **options)
+    assert_close(alone, both)
+    found = [(run / "test_predictions.csv").read_text().splitlines() for run in (alone, both)]
+    assert [line.rpartition(",")[0] for line in found[0]] == [line.rpartition(",")[0] for line in found[1]]

@@ -34,13 +34,14 @@ import train_continual
 import train_multilabel
 import train_regressor
 import train_text_classifier
+import train_token_classifier
 from conftest import ROOT, draw
 from pages import PAGES, README, TEXT, snippet
 
 SCRIPTS = ["train_classifier.py", "train_multilabel.py", "train_regressor.py", "train_continual.py",
-           "train_text_classifier.py"]
-TEXT_FILES = ["train_text_classifier.py", "predict_text.py", "text.py"]
-TORCH_ONLY = ["freeze.py", "losses.py", "metrics.py", "checkpoint.py", "features.py", "distributed.py"]
+           "train_text_classifier.py", "train_token_classifier.py"]
+TEXT_FILES = ["train_text_classifier.py", "train_token_classifier.py", "predict_text.py", "text.py"]
+TORCH_ONLY = ["freeze.py", "losses.py", "metrics.py", "checkpoint.py", "features.py", "distributed.py", "words.py"]
 HELPERS = [*TORCH_ONLY, "export.py", "arguments.py", "ending.py", "tables.py", "model.py", "data.py", "report.py", "text.py"]
 
 
@@ -66,9 +67,10 @@ def test_a_helper_can_be_copied_alone(name):
 
 
 def test_transformers_is_of_the_text_scripts_alone():
-    """Who works with pictures does not need it: no other file imports it or text.py, and text.py only within functions."""
+    """Who works with pictures does not need it: no other file imports it, text.py or words.py, and text.py only within
+    functions."""
     for file in ROOT.glob("*.py"):
-        of_text = {"transformers", "tokenizers", "safetensors", "huggingface_hub", "text"}
+        of_text = {"transformers", "tokenizers", "safetensors", "huggingface_hub", "text", "words"}
         imported = {name for node in ast.parse(file.read_text()).body for name in (
             [alias.name for alias in node.names] if isinstance(node, ast.Import) else
             [node.module] if isinstance(node, ast.ImportFrom) else [])}
@@ -125,7 +127,8 @@ def test_every_command_of_the_pages_is_understood(pictures):
                    "train_regressor.py": train_regressor.build_parser, "demo.py": demo.build_parser,
                    "train_continual.py": train_continual.build_parser,
                    "train_multilabel.py": train_multilabel.build_parser,
-                   "train_text_classifier.py": train_text_classifier.build_parser, "predict_text.py": predict_text.build_parser}
+                   "train_text_classifier.py": train_text_classifier.build_parser, "predict_text.py": predict_text.build_parser,
+                   "train_token_classifier.py": train_token_classifier.build_parser}
         if words[0] in parsers:
             parsers[words[0]]().parse_args(words[1:])
             seen += 1
@@ -133,7 +136,7 @@ def test_every_command_of_the_pages_is_understood(pictures):
             script = __import__(words[0].removesuffix(".py"))
             args, _ = script.read_arguments([*words[1:], "--output", "x"] if "--output" not in words else words[1:])
             # Are there such layers? (timm is not among the requirements, and networks for texts would be downloaded.)
-            of_pictures = words[0] != "train_text_classifier.py"
+            of_pictures = words[0] not in TEXT_FILES
             if "list_layers" in args and args.freeze != "none" and of_pictures and not args.model.startswith("timm:"):
                 with all_models.QuickInit(fill=False):
                     script.main([*words[1:], "--data", str(pictures), "--list-layers"])
@@ -304,7 +307,7 @@ def test_pytorch_says_what_the_table_of_its_errors_says():
 
 def test_options_that_the_text_names_exist():
     scripts = (train_classifier, train_multilabel, train_regressor, train_continual, predict, demo, train_text_classifier,
-               predict_text)
+               predict_text, train_token_classifier)
     known = {o for s in scripts for a in s.build_parser()._actions for o in a.option_strings}
     known |= {"--check", "--shm-size", "--logdir", "--no-deps"}  # of data.py, docker, tensorboard, pip
     known |= {"--nproc", "--nnodes", "--node", "--rdzv", "--max-restarts"}  # torchrun's, to their first underscore
@@ -423,7 +426,7 @@ def test_the_pages_are_short_listed_and_begin_with_their_question():
 
 
 @pytest.mark.parametrize("script", [train_classifier, train_multilabel, train_regressor, train_continual, predict, demo,
-                                    report, data, train_text_classifier, predict_text])
+                                    report, data, train_text_classifier, predict_text, train_token_classifier])
 def test_help_names_a_page(script, capsys):
     with pytest.raises(SystemExit):
         script.main(["--help"])

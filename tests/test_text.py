@@ -232,6 +232,11 @@ def test_features_lead_to_the_same_bits(kind, pool):
     assert len(freeze.layer_groups(model, head)) >= 4  # its blocks one by one
 
 
+def test_a_batch_of_which_a_process_has_none():
+    """Of several processes, the last one may get none of the texts of a small batch; data.batches passes it over."""
+    assert text.TextList.collate(None, []) == (None, None, [])
+
+
 def test_features_are_the_right_ones_also_for_a_head_of_zeros():
     """Whose output tells nothing of what it looks at."""
     model = text.MeanPooled(text.make_network(config_of("modernbert", **KINDS["modernbert"], classifier_pooling="mean")))

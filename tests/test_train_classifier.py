@@ -28,7 +28,7 @@ from model import rebuild
 from test_data import wrong_folders
 from test_model import Payload
 
-TIMING = ("seconds", "images_per_second", "texts_per_second")
+TIMING = ("seconds", "images_per_second", "texts_per_second", "words_per_second")
 SGD = {"optimizer": "sgd", "momentum": 0, "wd": 0, "schedule": "constant", "warmup_epochs": 0, "lr": 0.5}
 
 

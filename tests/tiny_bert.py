@@ -55,3 +55,27 @@ def write_reviews(path, **per_split):
         for split, count in per_split.items():
             writer.writerows((*row, split) for row in rows(count, split))
     return path
+
+
+def sentences(count, seed):
+    """[(words, tags in IOB2), ...]: a good word begins a person, a bad one a place; "xu" and "yo" go on with them."""
+    rng, found = random.Random(seed), []
+    for i in range(count):
+        words, tags = [], []
+        for _ in range(rng.randint(2, 5)):
+            words += [rng.choice(OTHERS) for _ in range(rng.randint(1, 3))]
+            tags += ["O"] * (len(words) - len(tags))
+            name, kind = (rng.choice(GOOD), "person") if (i + len(words)) % 2 else (rng.choice(BAD), "place")
+            longer = rng.randint(0, 1)
+            words += [name, *["xu" if kind == "person" else "yo"] * longer]
+            tags += [f"B-{kind}", *[f"I-{kind}"] * longer]
+        found.append((words, tags))
+    return found
+
+
+def write_tagged(folder, **per_split):
+    """write_tagged(folder, train=24, dev=8) writes a CoNLL file for each split. Returns the folder."""
+    for split, count in per_split.items():
+        blocks = ["\n".join(f"{word}\t{tag}" for word, tag in zip(*sentence, strict=True)) for sentence in sentences(count, split)]
+        (folder / f"{split}.conll").write_text("\n\n".join(blocks) + "\n")
+    return folder
