@@ -102,8 +102,9 @@ def test_the_edits_of_the_pages_work_here_too(classify_text, monkeypatch, tmp_pa
     assert "val_kappa" in state["history"][1] and "scale" in state["criterion"]
 
 
-def test_a_rate_is_suggested_and_a_page_is_written(classify_text, capsys):
-    run = classify_text("--find-lr")
+def test_a_rate_is_suggested_and_a_page_is_written(classify_text, tmp_path, capsys):
+    data = tiny.write_reviews(tmp_path / "many.csv", train=300, val=4)
+    run = classify_text("--find-lr", data=data, weights="none", batch_size=16, dropout=0)
     assert "suggested: --lr" in capsys.readouterr().out and (run / "find_lr.png").exists()
     run = classify_text(no_report=None)
     said = capsys.readouterr().out
